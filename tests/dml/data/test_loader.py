@@ -1,0 +1,124 @@
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dml.config import BatchConfig, Config, DataConfig, EvaluateConfig
+from dml.data import loader, sampler
+from dml.data.datasets import DataError, ImageSet, load
+from dml.data.images import augment, to_input
+
+BATCH = BatchConfig(classes=3, samples=3)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight classes of five photographs of different sizes."""
+    root = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for name in range(8):
+        (root / f"class {name}").mkdir()
+        for number in range(5):
+            pixels = generator.integers(0, 256, (20 + number, 30 - name, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / f"class {name}" / f"{number}.png")
+    return root
+
+
+@pytest.fixture(params=["memory", "files"])
+def config(request: pytest.FixtureRequest, photos: Path) -> Config:
+    if request.param == "memory":
+        return Config(data=DataConfig(dataset="digits", image_size=16), batch=BATCH, evaluate=EvaluateConfig(batch=50))
+    data = DataConfig(dataset="image_folder", root=str(photos), channels=3, image_size=16, augment="crop")
+    return Config(data=data, batch=BATCH, evaluate=EvaluateConfig(batch=4))
+
+
+@pytest.fixture
+def train(config: Config) -> ImageSet:
+    return load(config.data).train
+
+
+def test_a_batch_is_the_plans_step_augmented_and_labelled(config: Config, train: ImageSet) -> None:
+    plan = sampler.plan(train.labels_N, BATCH, seed=0, epoch=2, steps=4)
+    made = list(loader.batches(train, config, epoch=2, steps=4))
+    assert len(made) == 4
+    for batch, chosen in zip(made, plan, strict=True):
+        assert batch.indices.tolist() == chosen.tolist()
+        assert batch.labels.tolist() == train.labels_N[chosen].tolist()
+        expected = augment(train.images(chosen), config.data, seed=0, epoch=2, indices=chosen)
+        assert torch.equal(batch.images, expected)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_the_ranks_batches_in_order_are_the_global_batch(world: int, config: Config, train: ImageSet) -> None:
+    whole = list(loader.batches(train, config, epoch=0, steps=3))
+    shares = [list(loader.batches(train, config, epoch=0, steps=3, rank=r, world=world)) for r in range(world)]
+    for step, batch in enumerate(whole):
+        assert torch.equal(torch.cat([share[step].images for share in shares]), batch.images)
+        assert torch.equal(torch.cat([share[step].labels for share in shares]), batch.labels)
+
+
+def test_evaluation_batches_are_the_rows_in_order(config: Config) -> None:
+    val = load(config.data).val
+    made = list(loader.eval_batches(val, config))
+    assert [len(batch.labels) for batch in made[:-1]] == [config.evaluate.batch] * (len(made) - 1)
+    assert torch.cat([batch.indices for batch in made]).tolist() == list(range(len(val)))
+    assert torch.equal(torch.cat([b.images for b in made]), to_input(val.images(range(len(val))), config.data))
+
+
+def test_a_rank_without_rows_gets_no_batch(config: Config) -> None:
+    val = load(config.data).val
+    assert list(loader.eval_batches(val, config, rank=0, world=len(val) + 1)) == []
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "dml-batches"]
+
+
+def test_the_reading_thread_ends_with_the_iterator(config: Config, train: ImageSet) -> None:
+    iterator = loader.batches(train, config, epoch=0, steps=1000)
+    next(iterator)
+    assert len(reading_threads()) == (0 if train.in_memory else 1)
+    iterator.close()
+    assert reading_threads() == []
+    list(loader.batches(train, config, epoch=0, steps=2))
+    assert reading_threads() == []
+
+
+def test_a_file_that_turns_bad_ends_the_iteration_with_its_name(photos: Path, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "copy"
+    shutil.copytree(photos, root)
+    config = Config(data=DataConfig(dataset="image_folder", root=str(root), channels=3, image_size=16), batch=BATCH)
+    train = load(config.data).train
+    for file in (root / train.classes[0]).iterdir():
+        file.write_bytes(b"overwritten")
+    with pytest.raises(DataError, match=f"class '{train.classes[0]}': .* not an image in a known format"):
+        list(loader.batches(train, config, epoch=0, steps=20))
+    assert reading_threads() == []
+
+
+def test_batches_are_made_ahead_of_the_reader_but_not_without_bound() -> None:
+    made = []
+    third = threading.Event()
+
+    def source():
+        for number in range(50):
+            made.append(number)
+            if number == 2:
+                third.set()
+            yield loader.Batch(torch.zeros(1), torch.zeros(1), torch.tensor([number]))
+
+    ahead = loader._ahead(source())
+    assert next(ahead).indices.item() == 0
+    assert third.wait(20), "made while nobody asks"
+    assert len(made) <= 5
+    assert [batch.indices.item() for batch in ahead] == list(range(1, 50))
+
+
+def test_too_few_classes_are_refused_at_the_call(config: Config, train: ImageSet) -> None:
+    with pytest.raises(ValueError, match=r"batch\.classes is 100"):
+        loader.batches(train, config.replace(**{"batch.classes": 100}), epoch=0, steps=1)

@@ -1,0 +1,51 @@
+"""Settings refuse what they do not know, and a recipe is a Config with a few fields changed."""
+
+import pydantic
+import pytest
+
+from dml import recipes
+from dml.config import Config
+from dml.names import unknown
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(pydantic.ValidationError, match="Extra inputs are not permitted"):
+        Config.model_validate({"optim": {"learning_rate": 1}})
+
+
+def test_settings_cannot_be_changed_in_place() -> None:
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        Config().optim.lr = 1.0  # type: ignore[misc]
+
+
+def test_replace_changes_dotted_fields_and_validates_them() -> None:
+    changed = Config().replace(**{"optim.lr": 0.5, "loss.options.alpha": 3.0})
+    assert changed.optim.lr == 0.5
+    assert changed.flat["loss.options.alpha"] == 3.0
+    assert Config().optim.lr != 0.5
+    with pytest.raises(KeyError, match="unknown setting 'optim.lrr'; valid: optim.lr"):
+        Config().replace(**{"optim.lrr": 1})
+    with pytest.raises(pydantic.ValidationError, match="greater than 0"):
+        Config().replace(**{"optim.lr": -1})
+
+
+def test_margins_must_be_in_order() -> None:
+    with pytest.raises(pydantic.ValidationError, match=r"margin_neg \(0.8\) must not exceed margin_pos \(0.7\)"):
+        Config().replace(**{"tcm.margin_pos": 0.7, "tcm.margin_neg": 0.8})
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_a_recipe_survives_json_and_its_short_budget_is_shorter(name: str) -> None:
+    full, short = recipes.build(name), recipes.build(name, "short")
+    assert Config.model_validate_json(full.model_dump_json()) == full
+    assert short.train.epochs < full.train.epochs
+    assert short.replace(**{"train.epochs": full.train.epochs, "train.eval_every": full.train.eval_every}) == full
+
+
+def test_an_unknown_recipe_is_named_with_the_nearest_first() -> None:
+    with pytest.raises(ValueError, match="unknown recipe 'glyph'; valid: glyphs, "):
+        recipes.build("glyph")
+
+
+def test_a_long_list_of_valid_names_is_cut() -> None:
+    assert unknown("encoder", "x", [f"net{index}" for index in range(100)]).endswith("... (70 more)")
