@@ -1,0 +1,157 @@
+"""Encoders: images (B, channels, H, W) -> unit embeddings (B, D)."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dml.config import EncoderConfig
+from dml.names import unknown
+
+log = logging.getLogger(__name__)
+
+
+class Encoder(nn.Module):
+    """Backbone, linear projection and L2 normalisation.
+
+    Args:
+        backbone: maps images float32 (B, channels, H, W) to pooled features (B, F).
+        features: F.
+        dim: D, dimension of the embedding.
+    """
+
+    def __init__(self, backbone: nn.Module, features: int, dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projection = nn.Linear(features, dim)
+        self.dim = dim
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images float (B, channels, H, W) -> embeddings float32 (B, D) of unit norm, also under autocast."""
+        return F.normalize(self.projection(self.backbone(images)).float(), dim=1)
+
+
+class SmallCNN(nn.Sequential):
+    """Four 3 x 3 convolutions with GroupNorm, for small images and training from scratch on a CPU.
+
+    GroupNorm, since it does not depend on the batch: the embedding of an image is the same alone and in company, on
+    one rank and on many.
+
+    Args:
+        channels: 1 or 3.
+        widths: channels after each convolution; the first keeps the resolution, the others halve it.
+    """
+
+    def __init__(self, channels: int, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
+        layers: list[nn.Module] = []
+        before = channels
+        for depth, width in enumerate(widths):
+            layers += [
+                nn.Conv2d(before, width, 3, stride=1 if depth == 0 else 2, padding=1, bias=False),
+                nn.GroupNorm(8, width),
+                nn.ReLU(inplace=True),
+            ]
+            before = width
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.num_features = widths[-1] * 4
+
+
+OWN_ENCODERS = {"small_cnn": SmallCNN}
+
+
+def check(config: EncoderConfig) -> None:
+    """Raises ValueError, nearest names first, when no encoder has this name."""
+    if config.name in OWN_ENCODERS:
+        return
+    import timm
+
+    if not timm.is_model(config.name):
+        raise ValueError(unknown("encoder", config.name, [*OWN_ENCODERS, *timm.list_models()]))
+
+
+def build(config: EncoderConfig, *, channels: int, image_size: int) -> Encoder:
+    """The encoder that a config names, randomly initialised or with the weights it points to.
+
+    Args:
+        config: name, pretrained, weights, dim.
+        channels: 1 or 3.
+        image_size: height and width of the input in pixels (vision transformers are built for one size).
+
+    Raises:
+        ValueError: unknown name, or weights of which no key fits.
+    """
+    check(config)
+    if config.name in OWN_ENCODERS:
+        if config.pretrained:
+            raise ValueError(f"encoder.pretrained: {config.name} has no published weights; use a timm model or weights")
+        own = OWN_ENCODERS[config.name](channels)
+        backbone, features = cast(nn.Module, own), own.num_features
+    else:
+        backbone, features = _timm(config, channels, image_size)
+    if config.weights is not None:
+        load_weights(backbone, config.weights)
+    return Encoder(backbone, features, config.dim)
+
+
+def _timm(config: EncoderConfig, channels: int, image_size: int) -> tuple[nn.Module, int]:
+    import timm
+
+    published = timm.get_pretrained_cfg(config.name)
+    fixed = published is not None and published.fixed_input_size and image_size != published.input_size[-1]
+    size: dict[str, Any] = {"img_size": image_size} if fixed else {}
+    model: Any = timm.create_model(config.name, pretrained=config.pretrained, num_classes=0, in_chans=channels, **size)
+    return model, int(getattr(model, "head_hidden_size", None) or model.num_features)
+
+
+def load_weights(backbone: nn.Module, uri: str) -> None:
+    """Loads a state dict into a backbone, without pickle.
+
+    Wrappers that checkpoints carry ({"state_dict": ...}, "module." and "backbone." before every key) are taken off; the
+    classifier's keys, and any other that the backbone lacks or has in another shape, are dropped and listed in a
+    warning.
+
+    Args:
+        backbone: module whose parameters are replaced in place.
+        uri: path or fsspec URI of a .safetensors or .pth / .pt / .bin file.
+
+    Raises:
+        ValueError: nothing in the file fits; the message shows keys of both sides.
+    """
+    state = _read_state(uri)
+    own = backbone.state_dict()
+    fits = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    if not fits:
+        raise ValueError(
+            f"encoder.weights: no key of {uri} fits this backbone; it has {_some(state)}; needed: {_some(own)}"
+        )
+    left_out = sorted(key for key in state if key not in fits)
+    missing = [key for key in own if key not in fits]
+    backbone.load_state_dict(fits, strict=False)
+    if left_out or missing:
+        log.warning("%s: %d keys loaded; not used: %s; not in the file: %s", uri, len(fits), left_out, missing)
+
+
+def _read_state(uri: str) -> Mapping[str, Tensor]:
+    import fsspec  # type: ignore[import-untyped]
+    import safetensors.torch
+
+    with fsspec.open(uri, "rb") as file:
+        if uri.endswith(".safetensors"):
+            state: Any = safetensors.torch.load(file.read())
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    for prefix in ("module.", "backbone."):
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return cast(Mapping[str, Tensor], state)
+
+
+def _some(state: Mapping[str, Tensor], count: int = 4) -> str:
+    shown = ", ".join(f"{key} {tuple(value.shape)}" for key, value in list(state.items())[:count])
+    return f"{shown}, ..." if len(state) > count else shown

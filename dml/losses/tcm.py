@@ -1,0 +1,59 @@
+"""The threshold-consistent margin (TCM), a regulariser added to any loss."""
+
+from torch import Tensor
+
+from dml.losses.loss import Loss
+from dml.pairs import Pairs
+
+
+class TCM(Loss):
+    """Pulls hard positives up to one similarity and pushes hard negatives down to another, the same for every class.
+
+        weight_pos * mean of (margin_pos - s) over positive pairs with s <= margin_pos
+      + weight_neg * mean of (s - margin_neg) over negative pairs with s >= margin_neg
+
+    s is the cosine similarity. The means run over the hard pairs of the global batch; a term without one is 0. It is
+    called as a loss is and shares its similarity matrix: `loss(pairs) + weight * tcm(pairs)`.
+
+    Zhang et al., Threshold-Consistent Margin Loss for Open-World Deep Metric Learning, ICLR 2024, arXiv 2307.04047.
+
+    Args:
+        margin_pos: cosine similarity in [-1, 1], not below margin_neg.
+        margin_neg: cosine similarity in [-1, 1].
+        weight_pos: factor on the positive term, >= 0.
+        weight_neg: factor on the negative term, >= 0.
+
+    Attributes:
+        stats: after a call, detached scalars of this rank's rows: tcm/positive and tcm/negative (the two terms, before
+            their factors), tcm/hard_positives and tcm/hard_negatives (share of the pairs that are hard, in [0, 1]).
+    """
+
+    def __init__(
+        self, margin_pos: float = 0.9, margin_neg: float = 0.5, weight_pos: float = 1.0, weight_neg: float = 1.0
+    ) -> None:
+        super().__init__()
+        for name, margin in (("margin_pos", margin_pos), ("margin_neg", margin_neg)):
+            if not -1 <= margin <= 1:
+                raise ValueError(f"{name} is a cosine similarity in [-1, 1], got {margin:g}")
+        if margin_neg > margin_pos:
+            raise ValueError(f"margin_neg ({margin_neg:g}) must not exceed margin_pos ({margin_pos:g})")
+        if weight_pos < 0 or weight_neg < 0:
+            raise ValueError(f"weights must be at least 0, got {weight_pos:g} and {weight_neg:g}")
+        self.margin_pos, self.margin_neg = margin_pos, margin_neg
+        self.weight_pos, self.weight_neg = weight_pos, weight_neg
+
+    def forward(self, pairs: Pairs) -> Tensor:
+        """The regulariser over the global batch by the gradient rule, a scalar."""
+        s = pairs.similarity
+        total = s.new_zeros(())
+        for name, factor, excess, mask in (
+            ("positive", self.weight_pos, self.margin_pos - s, pairs.positives),
+            ("negative", self.weight_neg, s - self.margin_neg, pairs.negatives),
+        ):
+            hard = mask & (excess >= 0)
+            count = hard.sum()
+            term = pairs.mean(excess.masked_fill(~hard, 0).sum(), count)
+            self.stats[f"tcm/{name}"] = term.detach()
+            self.stats[f"tcm/hard_{name}s"] = count / mask.sum().clamp(min=1)
+            total = total + factor * term
+        return total

@@ -1,0 +1,78 @@
+"""What every loss in LOSSES, and TCM, must satisfy. A new loss inherits LossContract and gives `make` and `oracle`."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dml.pairs import Pairs
+
+CLASSES, DIM = 4, 8
+
+
+class LossContract:
+    """Subclasses give the loss and its slow oracle."""
+
+    def make(self) -> nn.Module:
+        raise NotImplementedError
+
+    def oracle(self, loss: nn.Module, unit_ND: Tensor, labels_N: Tensor) -> float:
+        """The formula in float64, by loops over samples."""
+        raise NotImplementedError
+
+    def batch(self, labels: list[int], seed: int = 0) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn(len(labels), DIM, generator=generator, dtype=torch.float64)
+        return rows.requires_grad_(), torch.tensor(labels)
+
+    @pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 0, 1, 2, 2], [3, 1, 3, 1, 3]])
+    def test_equals_the_formula_on_balanced_and_ragged_batches(self, labels: list[int]) -> None:
+        loss = self.make().double()
+        for seed in range(5):
+            rows, known = self.batch(labels, seed)
+            unit = rows / rows.norm(dim=1, keepdim=True)
+            torch.testing.assert_close(
+                float(loss(Pairs.of(rows, known))), self.oracle(loss, unit, known), rtol=1e-9, atol=1e-12
+            )
+
+    def test_gradient_is_that_of_the_value(self) -> None:
+        loss = self.make().double()
+        rows, known = self.batch([0, 0, 1, 1, 2, 2])
+        assert torch.autograd.gradcheck(lambda x: loss(Pairs.of(x, known)), (rows,), eps=1e-7, atol=1e-4)
+
+    def test_order_of_the_batch_does_not_matter(self) -> None:
+        loss = self.make().double()
+        rows, known = self.batch([0, 0, 1, 1, 2, 2, 3, 3])
+        order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(loss(Pairs.of(rows, known)), loss(Pairs.of(rows[order], known[order])))
+
+    def test_length_of_the_embeddings_does_not_matter(self) -> None:
+        loss = self.make().double()
+        rows, known = self.batch([0, 0, 1, 1, 2, 2])
+        scale = torch.linspace(0.5, 3, 6, dtype=torch.float64)[:, None]
+        torch.testing.assert_close(loss(Pairs.of(rows, known)), loss(Pairs.of(rows * scale, known)))
+
+    @pytest.mark.parametrize(
+        "labels", [[0, 1, 2, 3], [1, 1, 1, 1], [2]], ids=["no positive", "one class only", "one sample"]
+    )
+    def test_batches_without_a_kind_of_pair_give_finite_gradients(self, labels: list[int]) -> None:
+        loss = self.make().double()
+        rows, known = self.batch(labels)
+        value = loss(Pairs.of(rows, known))
+        value.backward()
+        assert torch.isfinite(value)
+        assert rows.grad is not None, "a loss without any tuple must stay connected, else ranks dead-lock"
+        assert torch.isfinite(rows.grad).all()
+
+    def test_identical_embeddings_give_finite_gradients(self) -> None:
+        loss = self.make()
+        rows = torch.ones(4, DIM, requires_grad=True)
+        loss(Pairs.of(rows, torch.tensor([0, 0, 1, 1]))).backward()
+        assert torch.isfinite(rows.grad).all()
+
+    def test_stays_in_float32_under_autocast(self) -> None:
+        loss = self.make()
+        rows, known = self.batch([0, 0, 1, 1, 2, 2])
+        rows = rows.detach().float()
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = loss(Pairs.of(rows, known))
+        torch.testing.assert_close(inside, loss(Pairs.of(rows, known)))

@@ -1,0 +1,85 @@
+"""Encoders: unit embeddings from any timm backbone, and weights without pickle."""
+
+import logging
+import pickle
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from dml import encoders
+from dml.config import EncoderConfig
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "size"),
+    [
+        ("small_cnn", 1, 32),
+        ("small_cnn", 3, 16),
+        ("resnet10t", 1, 64),
+        ("vit_tiny_patch16_224", 3, 64),
+        ("mobilenetv3_small_050", 3, 64),
+    ],
+)
+def test_embeddings_are_float32_of_unit_norm(name: str, channels: int, size: int) -> None:
+    encoder = encoders.build(EncoderConfig(name=name, dim=12), channels=channels, image_size=size).eval()
+    embeddings = encoder(torch.randn(2, channels, size, size))
+    assert embeddings.shape == (2, 12)
+    assert embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
+
+
+def test_the_small_encoder_embeds_an_image_alike_alone_and_in_company() -> None:
+    encoder = encoders.build(EncoderConfig(), channels=1, image_size=32).train()
+    images = torch.randn(5, 1, 32, 32)
+    torch.testing.assert_close(encoder(images)[:1], encoder(images[:1]), rtol=1e-5, atol=1e-6)
+
+
+def test_an_unknown_encoder_is_named_with_the_nearest_first() -> None:
+    with pytest.raises(ValueError, match="unknown encoder 'resnet5O'; valid: resnet"):
+        encoders.check(EncoderConfig(name="resnet5O"))
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "wrapped by DataParallel and a trainer"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_are_loaded_and_the_classifier_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, wrapped: bool
+) -> None:
+    torch.manual_seed(5)
+    source = timm.create_model("resnet10t", num_classes=7)
+    state = {key: value.clone() for key, value in source.state_dict().items()}
+    path = tmp_path / f"weights{suffix}"
+    if wrapped:
+        state = {f"module.{key}": value for key, value in state.items()}
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state, "epoch": 3} if wrapped else state, path)
+    with caplog.at_level(logging.WARNING):
+        config = EncoderConfig(name="resnet10t", weights=path.as_uri() if wrapped else str(path))
+        encoder = encoders.build(config, channels=3, image_size=64)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(encoder.backbone.eval()(images), source.reset_classifier(0) or source.eval()(images))
+    assert "not used: ['fc.bias', 'fc.weight']" in caplog.text
+
+
+def test_weights_of_another_network_are_refused_with_keys_of_both(tmp_path: Path) -> None:
+    save_file({"layer.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(
+        ValueError, match=r"no key of .*other.safetensors fits .* it has layer.weight \(2, 2\); needed: "
+    ):
+        encoders.build(EncoderConfig(weights=str(tmp_path / "other.safetensors")), channels=1, image_size=32)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("touched-by-pickle"),))  # type: ignore[return-value]
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"0.weight": Payload()}, tmp_path / "evil.pth")
+    with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights.only"):
+        encoders.build(EncoderConfig(weights=str(tmp_path / "evil.pth")), channels=1, image_size=32)
+    assert not Path("touched-by-pickle").exists()

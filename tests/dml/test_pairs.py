@@ -1,0 +1,42 @@
+"""Pairs of one process: what is a positive, what a negative, and what a mean."""
+
+import pytest
+import torch
+
+from dml.pairs import Pairs
+
+
+def test_positives_are_other_samples_of_the_class_and_negatives_all_other_classes() -> None:
+    pairs = Pairs.of(torch.eye(4), torch.tensor([0, 0, 1, 1]))
+    assert pairs.positives.int().tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
+    assert pairs.negatives.int().tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+
+
+def test_similarity_is_the_cosine_whatever_the_length() -> None:
+    rows = torch.tensor([[3.0, 4.0], [4.0, 3.0], [-3.0, -4.0]])
+    expected = torch.tensor([[1, 0.96, -1], [0.96, 1, -0.96], [-1, -0.96, 1]])
+    torch.testing.assert_close(Pairs.of(rows, torch.tensor([0, 0, 1])).similarity, expected)
+
+
+def test_half_precision_is_widened_before_it_is_compared() -> None:
+    rows = torch.randn(6, 4).bfloat16()
+    assert Pairs.of(rows, torch.zeros(6, dtype=torch.int64)).similarity.dtype == torch.float32
+
+
+def test_a_mean_over_nothing_is_zero() -> None:
+    pairs = Pairs.of(torch.eye(2), torch.tensor([0, 1]))
+    assert float(pairs.mean(torch.tensor(0.0), 0)) == 0.0
+    assert float(pairs.mean(torch.tensor(6.0), 4)) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "message"),
+    [
+        (torch.zeros(3), torch.zeros(3), r"needs embeddings \(B, D\) and labels \(B,\), got \(3,\) and \(3,\)"),
+        (torch.ones(3, 2), torch.zeros(4, dtype=torch.int64), r"got \(3, 2\) and \(4,\)"),
+        (torch.ones(3, 2), torch.zeros(3), "labels must be integers, got torch.float32"),
+    ],
+)
+def test_what_does_not_fit_is_refused(rows: torch.Tensor, labels: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Pairs.of(rows, labels)
