@@ -1,0 +1,1 @@
+"""Measures of embeddings: threshold consistency, operating points, retrieval."""
