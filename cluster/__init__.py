@@ -1,0 +1,1 @@
+"""Where the work runs: Ray, storage and MLflow; no mathematics."""

@@ -1,0 +1,218 @@
+"""Registered models in MLflow: versions of a checkpoint, and the aliases that say which one is served.
+
+A version carries two forms of the same encoder, neither with pickle: our checkpoint folder, which `dml.checkpoint`
+loads, and MLflow's own PyTorch flavour (a torch.export program), which anybody loads with `mlflow.pytorch.load_model`.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster import tracking
+from dml import checkpoint
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+NAME = "onethreshold"
+ALIAS = "champion"
+OPERATING_POINTS = "operating_points.json"
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version of a registered model.
+
+    Attributes:
+        name: registered model.
+        version: 1, 2, ... within that name.
+        run_id: the MLflow run that trained it.
+        source: URI of its files, models:/m-...
+    """
+
+    name: str
+    version: int
+    run_id: str
+    source: str
+
+    @property
+    def label(self) -> str:
+        """What answers carry: onethreshold@3."""
+        return f"{self.name}@{self.version}"
+
+
+def register(
+    folder: Path,
+    *,
+    run_id: str,
+    operating_points: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, float],
+    name: str = NAME,
+) -> ModelVersion:
+    """Registers a checkpoint folder as a new version of a registered model.
+
+    Args:
+        folder: a folder written by `dml.checkpoint.save`.
+        run_id: MLflow run that the version belongs to; neither its status nor the active run is changed.
+        operating_points: FAR targets and their thresholds, stored as operating_points.json.
+        metrics: figures shown with the version, as its tags; recall@1 becomes recall_at_1, since MLflow refuses "@".
+        name: registered model; created when it is new.
+
+    Returns:
+        The version; no alias points to it yet.
+
+    Raises:
+        CheckpointError: the folder is no usable checkpoint.
+        MlflowException: the run is unknown, or the tracking server fails.
+    """
+    import mlflow.pytorch
+
+    client = _client()
+    loaded = checkpoint.load(folder)
+    tags = {"format": "checkpoint+pt2", **{_tag(key): f"{value:.6g}" for key, value in metrics.items()}}
+    logged = client.create_logged_model(
+        experiment_id=client.get_run(run_id).info.experiment_id, name=name, source_run_id=run_id, tags=tags
+    )
+    data = loaded.config.data
+    with tempfile.TemporaryDirectory() as scratch:
+        points = Path(scratch) / OPERATING_POINTS
+        points.write_text(json.dumps([dict(point) for point in operating_points], indent=2))
+        info = mlflow.pytorch.log_model(
+            loaded.encoder,
+            name=name,
+            model_id=logged.model_id,
+            run_id=run_id,
+            registered_model_name=name,
+            tags=tags,
+            # Two images, since torch.export would fix a batch dimension of one.
+            input_example=_zeros(2, data.channels, data.image_size),
+            signature=_signature(data.channels, data.image_size, loaded.config.encoder.dim),
+            serialization_format="pt2",
+            pip_requirements=_requirements(),
+            extra_files=[str(folder / file) for file in checkpoint.FILES] + [str(points)],
+            validate_serving_input=False,
+        )
+    return ModelVersion(name, int(info.registered_model_version), run_id, f"models:/{logged.model_id}")
+
+
+def promote(version: ModelVersion, alias: str = ALIAS) -> None:
+    """Points an alias of the registered model to a version; services that follow the alias change over."""
+    _client().set_registered_model_alias(version.name, alias, str(version.version))
+
+
+def champion(name: str = NAME, alias: str = ALIAS) -> ModelVersion | None:
+    """The version that an alias points to; None when there is no such model or alias.
+
+    Raises:
+        MlflowException: the tracking server cannot be reached, or refuses.
+    """
+    return find(f"models:/{name}@{alias}")
+
+
+def find(uri: str) -> ModelVersion | None:
+    """The version that models:/NAME@ALIAS or models:/NAME/VERSION names; None when there is none.
+
+    Raises:
+        ValueError: the URI has another form.
+        MlflowException: the tracking server cannot be reached, or refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name, alias, number = parse(uri)
+    client = _client()
+    try:
+        if number is None:
+            number = client.get_registered_model(name).aliases.get(alias)
+            if number is None:
+                return None
+        found = client.get_model_version(name, str(number))
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return ModelVersion(name, int(found.version), str(found.run_id), str(found.source))
+
+
+def parse(uri: str) -> tuple[str, str | None, int | None]:
+    """Name, alias and version of models:/NAME@ALIAS (version None) or models:/NAME/VERSION (alias None).
+
+    Raises:
+        ValueError: the URI has another form.
+    """
+    body = uri.removeprefix("models:/")
+    name, at, alias = body.partition("@")
+    if at and name and alias and body != uri:
+        return name, alias, None
+    name, _, number = body.partition("/")
+    if name and number.isdecimal() and body != uri:
+        return name, None, int(number)
+    raise ValueError(f"{uri!r} names no registered model; valid: models:/NAME@ALIAS, models:/NAME/VERSION")
+
+
+def download(version: ModelVersion) -> Path:
+    """A local folder with the version's checkpoint files and operating_points.json.
+
+    Kept under models/ in the folder that ONETHRESHOLD_CACHE names (else ~/.cache/onethreshold): fetched once.
+
+    Raises:
+        MlflowException: the files cannot be fetched.
+    """
+    import mlflow.artifacts
+
+    cache = Path(os.environ.get("ONETHRESHOLD_CACHE") or Path.home() / ".cache" / "onethreshold") / "models"
+    folder = cache / f"{version.label}-{version.source.rpartition('/')[2]}"
+    if folder.is_dir():
+        return folder
+    _client()
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as scratch:
+        files = mlflow.artifacts.download_artifacts(
+            f"models:/{version.name}/{version.version}/extra_files", dst_path=scratch
+        )
+        try:
+            # A rename, so that a folder is complete or absent, whoever else downloads it now.
+            Path(files).rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def _client() -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    # A progress bar for each of ten small files would drown what our programs print.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    return MlflowClient(tracking.connect())
+
+
+def _tag(metric: str) -> str:
+    return metric.replace("@", "_at_")
+
+
+def _zeros(batch: int, channels: int, size: int) -> Any:
+    import numpy as np
+
+    return np.zeros((batch, channels, size, size), dtype=np.float32)
+
+
+def _signature(channels: int, size: int, dim: int) -> "ModelSignature":
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    images = TensorSpec(np.dtype(np.float32), (-1, channels, size, size), "images")
+    embeddings = TensorSpec(np.dtype(np.float32), (-1, dim), "embeddings")
+    return ModelSignature(inputs=Schema([images]), outputs=Schema([embeddings]))
+
+
+def _requirements() -> list[str]:
+    """Given to MLflow, which otherwise loads the model in a subprocess to find them out."""
+    from importlib.metadata import version
+
+    return [f"{package}=={version(package).partition('+')[0]}" for package in ("mlflow", "numpy", "torch")]

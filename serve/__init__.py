@@ -1,0 +1,1 @@
+"""Serving: the champion behind an HTTP API, on Ray Serve."""

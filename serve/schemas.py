@@ -1,0 +1,211 @@
+"""The HTTP interface in types: requests, answers and errors, in the shapes of the OpenAI embeddings API."""
+
+import base64
+import binascii
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
+
+from dml.names import unknown
+
+TYPES = {429: "rate_limit_error", 500: "server_error", 503: "service_unavailable"}
+RETRY_AFTER_S = 5
+
+
+class ApiError(Exception):
+    """An answer other than 200.
+
+    Args:
+        status: HTTP status.
+        message: what is wrong and what would be right; shown to the client, so without paths and traces.
+        param: the field that is wrong, e.g. input[3].
+        code: a word for programs, e.g. image_too_large.
+    """
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer other than 200."""
+
+    error: ErrorDetail
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class EmbeddingsRequest(BaseModel):
+    """Images to embed."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    # FailFast: a list of a million wrong items gets one error, not a million.
+    input: Annotated[
+        list[str],
+        FailFast(),
+        BeforeValidator(_one_or_many, json_schema_input_type=str | list[str]),
+        Field(min_length=1, examples=[["data:image/png;base64,iVBORw0KGgo..."]]),
+    ]
+    """An image, or a list of them: a data URI (data:image/png;base64,...) or bare base64. URLs are not fetched."""
+    model: str | None = None
+    """The model that GET /v1/models lists, with or without its version; unset, whatever is served."""
+    encoding_format: Literal["float", "base64"] = "float"
+    """float: a list of numbers. base64: little-endian float32."""
+    dimensions: int | None = None
+    """Only the model's own dimension is accepted."""
+    user: str | None = None
+    """Accepted as OpenAI clients send it, and ignored."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, body: Any) -> Any:
+        # Before pydantic's own check, which lists every unknown field of a hostile body.
+        if isinstance(body, dict):
+            for name in body:
+                if name not in cls.model_fields:
+                    raise ValueError(unknown("field", str(name)[:100], cls.model_fields))
+        return body
+
+
+class Embedding(BaseModel):
+    """The embedding of one image."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    """Tokens; an image has none."""
+
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+
+
+class EmbeddingsAnswer(BaseModel):
+    """Embeddings in the order of the images; unit norm."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str = Field(examples=["onethreshold@3"])
+    usage: Usage = Usage()
+
+
+class ModelCard(BaseModel):
+    """A model that is served."""
+
+    id: str = Field(examples=["onethreshold"])
+    object: Literal["model"] = "model"
+    created: int = Field(description="When its weights were written, in seconds since 1970.")
+    owned_by: str = "onethreshold"
+    version: str = Field(examples=["3"])
+    dim: int = Field(description="D, the dimension of its embeddings.")
+    image_size: int = Field(description="Height and width that images are resized to, in pixels.")
+
+
+class ModelList(BaseModel):
+    """What is served; empty until a champion is loaded."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    """The process lives."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Ready(BaseModel):
+    """A model is loaded."""
+
+    status: Literal["ready"] = "ready"
+    model: str = Field(examples=["onethreshold@3"])
+    name: str
+    version: str
+    dim: int
+    image_size: int
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The one shape of every error; 503 says when to try again."""
+    message = error.message.encode("utf-8", "backslashreplace").decode()
+    kind = TYPES.get(error.status, "invalid_request_error")
+    detail = ErrorDetail(message=message, type=kind, param=error.param, code=error.code)
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else None
+    return JSONResponse({"error": detail.model_dump()}, error.status, headers=headers)
+
+
+def image_bytes(text: str, param: str, *, most: int) -> bytes:
+    """The bytes of an image given as a data URI or as bare base64, in one line or many.
+
+    Args:
+        text: one item of a request's input.
+        param: its name in messages, e.g. input[3].
+        most: bytes an image may have.
+
+    Raises:
+        ApiError: a URL, another media type than an image, no base64, nothing, or more than `most` bytes.
+    """
+    encoded = text
+    if head := re.match(r"\s*([a-zA-Z][a-zA-Z0-9+.-]{0,20}):", text):
+        scheme = head.group(1).lower()
+        if scheme != "data":
+            raise ApiError(
+                400,
+                f"{param} is a URL ({scheme}:); URLs are not fetched: send the image as data:image/png;base64,...",
+                param=param,
+                code="url_not_fetched",
+            )
+        media, comma, encoded = text[head.end() :].partition(",")
+        kind, *flags = (part.strip().lower() for part in media[:200].split(";"))
+        if not comma or "base64" not in flags:
+            raise ApiError(
+                400, f"{param} is no base64 data URI; valid: data:image/png;base64,...", param=param, code="not_base64"
+            )
+        if not kind.startswith("image/"):
+            raise ApiError(
+                415,
+                f"{param} has the media type {kind or 'text/plain'!r}; valid: image/png, image/jpeg, ...",
+                param=param,
+                code="not_an_image",
+            )
+    if len(encoded) * 3 // 4 > most + most // 16:  # some room for line breaks, before any work is done
+        raise _too_long(param, most)
+    try:
+        # Only line ends are taken out: words with spaces between would pass as base64 otherwise.
+        data = base64.b64decode("".join(encoded.splitlines()).strip(), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(
+            400,
+            f"{param} is no base64 (this service embeds images, not text); "
+            f"send an image as data:image/png;base64,... or as bare base64",
+            param=param,
+            code="not_base64",
+        ) from error
+    if len(data) > most:
+        raise _too_long(param, most)
+    if not data:
+        raise ApiError(400, f"{param} is empty", param=param, code="empty_image")
+    return data
+
+
+def _too_long(param: str, most: int) -> ApiError:
+    return ApiError(413, f"{param} is longer than {most:,} bytes", param=param, code="image_too_large")

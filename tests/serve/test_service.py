@@ -1,0 +1,222 @@
+"""The whole service: Ray Serve on a real port, a real registry, real encoders, real clients."""
+
+import base64
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import psutil
+import pytest
+
+from cluster import registry
+from serve import app
+from serve.limits import Limits
+from tests.serve.pictures import data_uri, noise, offline, write_checkpoint
+
+NAME = "served"
+FILES = [noise(seed) for seed in range(5)]
+IMAGES = [data_uri(data) for data in FILES]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service that follows models:/served@champion, and two checkpoints to promote."""
+
+    url: str
+    folders: tuple[Path, Path]
+    run_id: str
+
+    def promote(self, which: int) -> registry.ModelVersion:
+        version = registry.register(self.folders[which], run_id=self.run_id, operating_points=[], metrics={}, name=NAME)
+        registry.promote(version)
+        wait_for(lambda: self.ready().get("model") == version.label)
+        return version
+
+    def ready(self) -> dict[str, Any]:
+        return dict(httpx.get(f"{self.url}/readyz", timeout=30).json())
+
+    def embed(self, **body: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/embeddings", json=body, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def service(mlflow_store: str, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    import mlflow
+    import ray.serve
+
+    folder = tmp_path_factory.mktemp("serve")
+    checkpoints = write_checkpoint(folder / "one", seed=1), write_checkpoint(folder / "two", seed=2)
+    with mlflow.start_run() as run:
+        run_id = run.info.run_id
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONETHRESHOLD_CACHE", str(folder / "cache"))
+        options = app.Options(
+            port=free_port(), model=f"models:/{NAME}@champion", poll=0.2, limits=Limits(request_bytes=200_000)
+        )
+        url = app.start(options)
+        yield Service(url, checkpoints, run_id)
+        ray.serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def champion(service: Service) -> Service:
+    """The service with a model loaded, whichever test asks first."""
+    if service.ready().get("status") != "ready":
+        service.promote(0)
+    return service
+
+
+def test_it_starts_without_a_champion_and_follows_the_alias_without_a_restart(service: Service) -> None:
+    assert httpx.get(f"{service.url}/healthz").json() == {"status": "ok"}
+    for answer in (httpx.get(f"{service.url}/readyz"), service.embed(input=IMAGES[0])):
+        assert answer.status_code == 503
+        assert answer.json()["error"]["message"].startswith("no champion yet")
+        assert "Retry-After" in answer.headers
+    for which in (0, 1):
+        version = service.promote(which)
+        assert service.ready() == {
+            "status": "ready",
+            "model": version.label,
+            "name": NAME,
+            "version": str(version.version),
+            "dim": 16,
+            "image_size": 32,
+        }
+        answer = service.embed(model=NAME, input=IMAGES).json()
+        assert answer["model"] == version.label
+        got = np.array([item["embedding"] for item in answer["data"]])
+        np.testing.assert_allclose(got, offline(service.folders[which], FILES), atol=1e-5)
+
+
+def test_the_openai_client_works_against_it(champion: Service) -> None:
+    client = openai.OpenAI(base_url=f"{champion.url}/v1", api_key="none", max_retries=0)
+    [card] = client.models.list().data
+    packed = client.embeddings.create(model=card.id, input=IMAGES)  # asks for base64 on its own
+    floats = client.embeddings.create(model=card.id, input=IMAGES, encoding_format="float", dimensions=16)
+    got = np.array([item.embedding for item in packed.data])
+    np.testing.assert_allclose(got, [item.embedding for item in floats.data], atol=1e-7)
+    np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-5)
+    assert packed.model == champion.ready()["model"]
+    with pytest.raises(openai.NotFoundError, match="unknown model 'gpt'"):
+        client.embeddings.create(model="gpt", input=IMAGES)
+    with pytest.raises(openai.BadRequestError, match="embeds images, not text"):
+        client.embeddings.create(model=card.id, input="two words")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"input": "http://127.0.0.1/a.png"}, 400, "url_not_fetched"),
+        ({"input": [*IMAGES, data_uri(b"text")]}, 422, "unreadable_image"),
+        ({"input": IMAGES[0], "surprise": 1}, 422, "invalid_request"),
+        ({"input": [IMAGES[0]] * 65}, 413, "too_many_images"),
+        ({"input": [IMAGES[0]] * 1000}, 413, "request_too_large"),
+    ],
+)
+def test_bad_input_is_refused_through_ray_serve_too(champion: Service, body: Any, status: int, code: str) -> None:
+    answer = champion.embed(**body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_a_body_of_unknown_length_is_refused_while_it_is_sent(champion: Service) -> None:
+    chunks = (b'{"input": "' + b"A" * 50_000 for _ in range(40))
+    answer = httpx.post(
+        f"{champion.url}/v1/embeddings", content=chunks, headers={"Content-Type": "application/json"}, timeout=60
+    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+    assert champion.embed(input=IMAGES[0]).status_code == 200
+
+
+def test_requests_at_the_same_time_get_their_own_answers(champion: Service) -> None:
+    import concurrent.futures
+
+    def one(index: int) -> Any:
+        [item] = champion.embed(input=IMAGES[index], encoding_format="base64").json()["data"]
+        return np.frombuffer(base64.b64decode(item["embedding"]), "<f4")
+
+    alone = [one(index) for index in range(len(IMAGES))]
+    order = list(range(len(IMAGES))) * 4
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for index, got in zip(order, pool.map(one, order), strict=True):
+            np.testing.assert_allclose(got, alone[index], atol=1e-6)
+
+
+def test_a_replica_that_the_cluster_cannot_hold_is_refused(ray_local: None) -> None:
+    with pytest.raises(ValueError, match=r"cpus: 64 is more than the cluster has \(2 CPU\)"):
+        app.start(app.Options(cpus=64))
+
+
+def test_the_command_serves_a_folder_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "mine", seed=0)
+    port = free_port()
+    command = [sys.executable, "-m", "serve.app", "--model", str(folder), "--port", str(port)]
+    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+        while "Ctrl-C" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200)
+        (tmp_path / "image.png").write_bytes(FILES[0])
+        [curl] = re.findall(r"curl \S+/v1/embeddings .*", said)
+        answer = subprocess.run(["bash", "-c", curl], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert '"model":"onethreshold@mine"' in answer.stdout
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, rest
+    assert rest == "stopping\n"
+    assert started
+    assert psutil.wait_procs(started, timeout=20)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model", "/no/such/folder"], "/no/such/folder is no checkpoint"),
+        (["--model", "models:/onethreshold"], "models:/NAME@ALIAS"),
+        (["--poll", "0"], "poll: 0 must be above 0"),
+        (["--port", "{taken}"], "cannot listen on 127.0.0.1:"),
+    ],
+)
+def test_what_cannot_start_is_one_line_and_exit_2(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = [word.format(taken=taken.getsockname()[1]) for word in arguments]
+        with pytest.raises(SystemExit) as stopped:
+            app.main(words)
+    assert stopped.value.code == 2
+    shown = capsys.readouterr()
+    assert says in shown.err
+    assert len(shown.err.splitlines()) == 1
