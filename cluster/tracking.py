@@ -1,7 +1,9 @@
 """MLflow runs: where they are stored, and what is written to them."""
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -27,6 +29,8 @@ def connect() -> str:
     """
     import mlflow
 
+    # Every table that it creates and every version that it registers is a line otherwise.
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         runs_dir().mkdir(parents=True, exist_ok=True)
@@ -146,9 +150,17 @@ class Run:
         """Logs a JSON artifact."""
         _client(self.uri).log_dict(self.run_id, dict(content), name)
 
-    def end(self, status: str = "FINISHED") -> None:
-        """Ends the run as FINISHED, FAILED or KILLED."""
-        _client(self.uri).set_terminated(self.run_id, status=status)
+    @contextmanager
+    def closing(self) -> Iterator[Self]:
+        """Ends the run with the block: FINISHED; FAILED after an error, kept in the tag "error"; KILLED when stopped."""
+        client = _client(self.uri)
+        try:
+            yield self
+        except BaseException as error:
+            self.tags({"error": f"{type(error).__name__}: {error}"[:5000]})
+            client.set_terminated(self.run_id, status="FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+        client.set_terminated(self.run_id)
 
 
 def _client(uri: str) -> "MlflowClient":

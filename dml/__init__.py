@@ -1,0 +1,1 @@
+"""What the work is: data, encoders, losses, metrics and the training loop, in plain PyTorch."""

@@ -15,6 +15,10 @@ Distance: TypeAlias = Literal["euclidean", "cosine"]
 DISTANCES: tuple[Distance, ...] = ("euclidean", "cosine")
 
 
+class UnreachableFARError(ValueError):
+    """Too few negatives, or too many alike, for any threshold to have a FAR this small."""
+
+
 @dataclass(frozen=True)
 class OperatingPoint:
     """A threshold and what it did to the pairs that it was calibrated on; `dataclasses.asdict` gives JSON."""
@@ -89,13 +93,13 @@ def cell_of_far(negatives: Counts, far: float) -> int:
         far: the target, between 0 and 1.
 
     Raises:
-        ValueError: even the nearest negatives alone exceed the target; it names the smallest FAR that they resolve.
+        UnreachableFARError: even the nearest negatives exceed the target; it names the smallest FAR that they resolve.
     """
     occupied = negatives.nonzero()[0]
     far_from = negatives[occupied][::-1].cumsum()[::-1] / negatives.sum()
     reached = occupied[far_from <= far]
     if not len(reached):
-        raise ValueError(
+        raise UnreachableFARError(
             f"FAR {far:g} cannot be reached: "
             f"{int(negatives.sum()):,} negative pairs resolve no FAR below {far_from[-1]:.3g}"
         )

@@ -1,0 +1,149 @@
+"""Command lines: a recipe, its settings by name, and errors in one line."""
+
+import datetime
+import inspect
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from itertools import takewhile
+from typing import Any, TypeVar, cast, get_args
+
+import pydantic
+import rich.console
+import rich.table
+import tyro
+
+from dml import encoders, evaluate, losses, recipes
+from dml.config import Config
+from dml.data import datasets
+from dml.names import unknown
+
+Options = TypeVar("Options")
+
+
+def parse(options: type[Options], argv: Sequence[str], *, budget: recipes.Budget = "full") -> Options:
+    """Reads --recipe and --budget, then every other option with the recipe's settings as defaults.
+
+    Args:
+        options: a dataclass with a field `config: Config`, whose fields become --section.field, and options of its own.
+        argv: the words after the program's name.
+        budget: when --budget is not given.
+
+    Raises:
+        SystemExit: 2, after one line on stderr, for an unknown recipe, option, setting, dataset, loss or encoder, or
+            a value that is refused; 0 after --help.
+    """
+    rest = list(argv)
+    with one_line_errors(status=2):
+        recipe = _take(rest, "--recipe", "glyphs")
+        length = _take(rest, "--budget", budget)
+        if length not in get_args(recipes.Budget):
+            raise ValueError(unknown("budget", length, get_args(recipes.Budget)))
+        config = recipes.build(recipe, cast(recipes.Budget, length))
+        default: Any = options(config=config)  # type: ignore[call-arg]
+        own = [field.replace("_", "-") for field in vars(default) if field != "config"]
+        settings = [name for name in config.flat if not name.startswith("loss.options.")]
+        valid = ["--recipe", "--budget", "--help", *(f"--{name}" for name in [*own, *settings, "loss.options"])]
+        for word in rest:
+            name = word.split("=")[0].replace("_", "-")
+            known = {option.replace("_", "-") for option in valid}
+            known |= {option.replace("--", "--no-", 1) for option in known}
+            if name.startswith("--") and name not in known:
+                raise ValueError(unknown("option", word.split("=")[0], valid))
+        if "--help" in rest or "-h" in rest:
+            _print_recipes()
+        parsed = _read(options, rest, default)
+        config = parsed.config  # type: ignore[attr-defined]
+        _check_names(config)
+    return parsed
+
+
+def preflight(config: Config) -> datasets.Splits:
+    """Loads the data and refuses what cannot be trained on, before any Ray is started.
+
+    Raises:
+        SystemExit: 2, after one line on stderr.
+    """
+    with one_line_errors(status=2):
+        splits = datasets.load(config.data)
+        datasets.check(splits, config.batch)
+        evaluate.check(splits.val, config.evaluate)
+    return splits
+
+
+@contextmanager
+def one_line_errors(status: int = 1) -> Iterator[None]:
+    """Ends the program with one line on stderr where an error says all that a person needs."""
+    try:
+        yield
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join([error.title.removesuffix("Config").lower(), *map(str, first["loc"])])
+        shown = f" (got {first['input']!r})" if first["loc"] else ""
+        _stop(f"{field}: {first['msg'].removeprefix('Value error, ')}{shown}", status)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        _stop(str(error.args[0] if error.args else error), status)
+
+
+def print_config(config: Config) -> None:
+    """The resolved settings, a line a section."""
+    for section, fields in config.model_dump().items():
+        shown = "  ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
+        print(f"{section:9} {shown}")
+
+
+def stamped(name: str) -> str:
+    """A name with the time of day, e.g. glyphs-20261122-143005."""
+    return f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _read(options: type[Options], words: list[str], default: Any) -> Options:
+    """tyro.cli, with its page about a wrong value made one line."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            read: Any = tyro.cli(options, args=words, default=default, description=inspect.getdoc(options))
+            return cast(Options, read)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        cause: BaseException | None = stop
+        while cause is not None:
+            if isinstance(cause, pydantic.ValidationError):
+                raise cause from None
+            cause = cause.__context__
+        lines = [line.strip(" │╭╮╰╯─") for line in said.getvalue().splitlines()]
+        raise ValueError(" ".join(takewhile(bool, lines[1:])) or "this command line cannot be read") from None
+
+
+def _check_names(config: Config) -> None:
+    if config.data.dataset not in datasets.DATASETS:
+        raise ValueError(unknown("dataset", config.data.dataset, datasets.DATASETS))
+    losses.from_config(config.loss, num_classes=2, dim=2)
+    encoders.check(config.encoder)
+
+
+def _take(words: list[str], option: str, default: str) -> str:
+    """Removes `option value` or `option=value` from the words and returns the value."""
+    for index, word in enumerate(words):
+        if word == option:
+            if index + 1 == len(words):
+                raise ValueError(f"{option} needs a value")
+            del words[index]
+            return words.pop(index)
+        if word.startswith(option + "="):
+            return words.pop(index).split("=", 1)[1]
+    return default
+
+
+def _print_recipes() -> None:
+    table = rich.table.Table(title="--recipe (with --budget short or full)", title_justify="left", show_header=False)
+    for name, recipe in recipes.RECIPES.items():
+        table.add_row(name, recipe.__doc__)
+    rich.console.Console().print(table)
+
+
+def _stop(message: str, status: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(status)

@@ -1,0 +1,161 @@
+"""A dataset's embeddings -> one flat dict of metrics."""
+
+import torch
+from torch import Tensor, nn
+
+from dml import gather
+from dml.config import Config, EvaluateConfig
+from dml.data.datasets import DataError, ImageSet
+from dml.data.loader import eval_batches
+from dml.metrics import retrieval, threshold
+from dml.metrics.operating_points import UnreachableFARError
+
+
+def embed(
+    encoder: nn.Module, data: ImageSet, config: Config, *, device: torch.device, group: gather.Group | None = None
+) -> Tensor:
+    """Embeds every image of a set, in order, with the evaluation transform; rows are split exactly over ranks.
+
+    Args:
+        encoder: float32 (B, channels, S, S) -> (B, D) of unit norm; its training mode is restored afterwards.
+        data: the images.
+        config: transform, precision and batch.
+        device: where the encoder lies.
+        group: ranks that share the work; each gets all rows.
+
+    Returns:
+        float32 (N, D) on the device.
+    """
+    training = encoder.training
+    encoder.eval()
+    bf16 = config.train.precision == "bf16"
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        parts = [
+            encoder(batch.images.to(device, non_blocking=True))
+            for batch in eval_batches(data, config, rank=gather.rank(group), world=gather.world(group))
+        ]
+        rows = torch.cat(parts) if parts else torch.empty(0, config.encoder.dim, device=device)
+        everyone = gather.gather(rows, gather.row_counts(len(rows), group, device), group)
+    encoder.train(training)
+    return everyone
+
+
+def curves(embeddings_ND: Tensor, labels_N: Tensor, config: EvaluateConfig) -> threshold.ThresholdCurves:
+    """Threshold curves with the calibration range, grid and distance that a config states."""
+    return threshold.threshold_curves(
+        embeddings_ND,
+        labels_N,
+        far_range=(config.far_min, config.far_max),
+        num_thresholds=config.thresholds,
+        distance=config.distance,
+    )
+
+
+def measure(embeddings_ND: Tensor, labels_N: Tensor, config: EvaluateConfig) -> dict[str, float]:
+    """Recall@k, OPIS and what must stand beside it, and the score.
+
+    Args:
+        embeddings_ND: floating (N, D).
+        labels_N: int64 (N,).
+        config: calibration range, utility and score weight.
+
+    Returns:
+        recall@1, recall@2, recall@4, recall@8, queries_left_out; opis, sqrt_opis, epsilon_opis, opis_noise_floor (the
+        OPIS that the number of pairs alone would give), mean_utility; score = recall@1 - score_weight * sqrt_opis.
+        Collapsed embeddings, which no threshold can be set for, get COLLAPSED, the worst figures there are.
+    """
+    found = retrieval.recall_at_k(embeddings_ND, labels_N)
+    metrics = {name: value for name, value in found.items() if name != "queries"}
+    try:
+        metrics |= _consistency(curves(embeddings_ND, labels_N, config), config.utility_c)
+    except UnreachableFARError:
+        if config.far_min * negative_pairs(labels_N) < 1:
+            raise
+        metrics |= COLLAPSED
+    return metrics | {"score": score(metrics["recall@1"], metrics["opis"], config.score_weight)}
+
+
+# Embeddings so alike that no threshold tells the nearest negatives apart: OPIS at its largest, utility at its smallest.
+COLLAPSED = {"opis": 0.25, "sqrt_opis": 0.5, "epsilon_opis": 1.0, "opis_noise_floor": 0.0, "mean_utility": 0.0}
+
+
+def _consistency(lines: threshold.ThresholdCurves, c: float) -> dict[str, float]:
+    opis = threshold.opis(lines, c)
+    return {
+        "opis": opis,
+        "sqrt_opis": opis**0.5,
+        "epsilon_opis": threshold.epsilon_opis(lines, c=c),
+        "opis_noise_floor": threshold.noise_floor(lines, c),
+        "mean_utility": threshold.mean_utility(lines, c),
+    }
+
+
+def negative_pairs(labels_N: Tensor) -> int:
+    """Unordered pairs of two classes among N samples: what a FAR is counted over."""
+    own = torch.unique(labels_N, return_counts=True)[1]
+    return (len(labels_N) ** 2 - int((own**2).sum())) // 2
+
+
+def check(data: ImageSet, config: EvaluateConfig) -> None:
+    """Raises DataError when a set has too few negative pairs for OPIS's calibration range."""
+    negatives = negative_pairs(torch.from_numpy(data.labels_N))
+    if config.far_min * negatives < 1:
+        raise DataError(
+            f"evaluate.far_min {config.far_min:g} cannot be told from 0 with the {negatives} negative pairs of val "
+            f"({len(data)} images, {len(data.classes)} classes); the smallest FAR they resolve is {1 / negatives:g}"
+        )
+
+
+def score(recall: float, opis: float, weight: float) -> float:
+    """Recall@1 - weight * sqrt(OPIS), what an epoch and a model are chosen by, on val.
+
+    Args:
+        recall: Recall@1 in [0, 1].
+        opis: OPIS in [0, 0.25]; its root is in units of utility.
+        weight: w, at least 0.
+    """
+    return float(recall - weight * opis**0.5)
+
+
+def evaluate(
+    encoder: nn.Module,
+    data: ImageSet,
+    config: Config,
+    *,
+    device: torch.device,
+    group: gather.Group | None = None,
+    prefix: str = "val",
+) -> dict[str, float]:
+    """Embeds a set and measures it; every rank gets rank 0's figures.
+
+    Args:
+        encoder: as in `embed`.
+        data: the images, of classes that were not trained on.
+        config: everything about transform and metrics.
+        device: where the encoder lies.
+        group: ranks that share the embedding.
+        prefix: put before every name: val/recall@1.
+    """
+    embeddings = embed(encoder, data, config, device=device, group=group)
+    labels = torch.from_numpy(data.labels_N)
+    values = [0.0] * len(MEASURES)
+    if gather.rank(group) == 0:
+        metrics = measure(embeddings, labels, config.evaluate)
+        values = [metrics[name] for name in MEASURES]
+    values = gather.broadcast_floats(values, group, device)
+    return {f"{prefix}/{name}": value for name, value in zip(MEASURES, values, strict=True)}
+
+
+MEASURES = (
+    "recall@1",
+    "recall@2",
+    "recall@4",
+    "recall@8",
+    "queries_left_out",
+    "opis",
+    "sqrt_opis",
+    "epsilon_opis",
+    "opis_noise_floor",
+    "mean_utility",
+    "score",
+)

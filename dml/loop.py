@@ -1,0 +1,217 @@
+"""The training loop: a generator that trains and says what happened; it knows nothing of who listens.
+
+On several ranks of torch.distributed every rank runs it and gets its reports at the same steps.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dml import evaluate as evaluation
+from dml import gather, losses
+from dml.config import Config, OptimConfig, TCMConfig
+from dml.data import datasets, sampler
+from dml.data.datasets import Splits
+from dml.data.loader import batches
+from dml.encoders import Encoder, build
+from dml.losses.tcm import TCM
+from dml.pairs import Pairs
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became NaN or infinite; the message names the step and the last losses."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What the last `log_every` steps came to.
+
+    Attributes:
+        step: steps done since the start of training.
+        metrics: train/loss (mean over these steps and over ranks), train/lr, train/tcm_weight, and the losses' stats.
+    """
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """An evaluated epoch.
+
+    Attributes:
+        epoch: epochs done, from 1.
+        step: steps done since the start of training.
+        metrics: val/... of dml.evaluate, train/loss (mean over the epoch), train/images_per_second (all ranks).
+        encoder: the trained module itself, not a copy: save it before asking for the next report.
+        loss: the loss with its own parameters.
+    """
+
+    epoch: int
+    step: int
+    metrics: dict[str, float]
+    encoder: Encoder
+    loss: nn.Module
+
+
+def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[StepReport | EpochReport]:
+    """Trains an encoder on splits.train, evaluating it on splits.val.
+
+    The batch of a step depends on (seed, epoch, step) alone and the augmentation of a sample on (seed, epoch, sample),
+    so W ranks train on what one would. Gradients follow the rule of dml.gather.
+
+    Args:
+        config: everything about the run.
+        splits: class-disjoint data; test is not touched.
+        device: where this rank computes.
+
+    Yields:
+        A StepReport every config.train.log_every steps, an EpochReport for every evaluated epoch.
+
+    Raises:
+        NonFiniteLossError: within log_every steps after a loss became NaN or infinite.
+        DataError: splits that cannot be trained on.
+    """
+    datasets.check(splits, config.batch)
+    evaluation.check(splits.val, config.evaluate)
+    group = gather.default_group()
+    run = _Run(config, len(splits.train.classes), device, group)
+    per_epoch = config.train.steps_per_epoch or sampler.steps_per_epoch(splits.train.labels_N, config.batch)
+    total = per_epoch * config.train.epochs
+    step = 0
+    for epoch in range(1, config.train.epochs + 1):
+        began = time.perf_counter()
+        recent: list[Tensor] = []
+        epoch_losses: list[float] = []
+        loader = batches(
+            splits.train, config, epoch=epoch - 1, steps=per_epoch, rank=gather.rank(group), world=gather.world(group)
+        )
+        for batch in loader:
+            recent.append(run.step(_to(batch.images, device), _to(batch.labels, device), step / total))
+            step += 1
+            if step % config.train.log_every == 0 or step % per_epoch == 0:
+                values = _finite(recent, step, epoch_losses, group)
+                epoch_losses += values
+                recent = []
+                yield StepReport(step, {"train/loss": sum(values) / len(values)} | run.stats())
+        rate = per_epoch * config.batch.size / (time.perf_counter() - began)
+        if epoch % config.train.eval_every == 0 or epoch == config.train.epochs:
+            metrics = evaluation.evaluate(run.encoder, splits.val, config, device=device, group=group)
+            metrics["train/loss"] = sum(epoch_losses) / len(epoch_losses)
+            metrics["train/images_per_second"] = rate
+            yield EpochReport(epoch, step, metrics, run.encoder, run.loss)
+
+
+class _Run:
+    """Model, losses and optimiser of one training, and one step of it."""
+
+    def __init__(self, config: Config, num_classes: int, device: torch.device, group: gather.Group | None) -> None:
+        # Forked, so that the caller's own draws do not depend on whether it trained; seeded, so that ranks start equal.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.train.seed)
+            encoder = build(config.encoder, channels=config.data.channels, image_size=config.data.image_size)
+            self.loss = losses.from_config(config.loss, num_classes=num_classes, dim=config.encoder.dim).to(device)
+        self.encoder = encoder.to(device).to(memory_format=torch.channels_last)
+        self.forward: nn.Module = self.encoder
+        if group is not None:
+            self.forward = DistributedDataParallel(self.encoder, device_ids=[device] if device.type == "cuda" else None)
+        tcm = config.tcm
+        self.tcm = TCM(tcm.margin_pos, tcm.margin_neg, tcm.weight_pos, tcm.weight_neg)
+        self.config, self.device, self.group = config, device, group
+        self.optimizer = optimizer(self.encoder, self.loss, config.optim)
+        self.peaks = [float(parameters["lr"]) for parameters in self.optimizer.param_groups]
+        self.weight = 0.0
+
+    def step(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """One step on this rank's slice; returns its loss, detached."""
+        config = self.config
+        factor = learning_rate_factor(progress, config.optim.warmup)
+        for parameters, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            parameters["lr"] = peak * factor
+        self.weight = tcm_weight(progress, config.tcm)
+        bf16 = config.train.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
+            embeddings = self.forward(images)
+        pairs = Pairs.of(embeddings, labels, group=self.group)
+        loss: Tensor = self.loss(pairs)
+        if self.weight > 0:
+            loss = loss + self.weight * self.tcm(pairs)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        gather.average_gradients(self.loss, self.group)
+        if config.optim.clip > 0:
+            nn.utils.clip_grad_norm_(self.encoder.parameters(), config.optim.clip)
+        self.optimizer.step()
+        # A comparison with NaN is false, so masks would hide broken embeddings from the loss.
+        seen: Tensor = loss.detach() + 0 * embeddings.detach().sum()
+        return seen
+
+    def stats(self) -> dict[str, float]:
+        """Learning rate, TCM weight and the losses' stats, read back from the device."""
+        stats = {"train/lr": float(self.optimizer.param_groups[0]["lr"]), "train/tcm_weight": self.weight}
+        own = getattr(self.loss, "stats", {}) | (self.tcm.stats if self.weight > 0 else {})
+        return stats | {f"train/{name}": float(value) for name, value in own.items()}
+
+
+def learning_rate_factor(progress: float, warmup: float) -> float:
+    """Share of the peak rate: a linear rise over `warmup`, then a cosine to 0.
+
+    Args:
+        progress: fraction of training done, in [0, 1).
+        warmup: fraction of training, in [0, 1].
+    """
+    if progress < warmup:
+        return max(progress / warmup, 0.01)
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-9)))
+
+
+def tcm_weight(progress: float, config: TCMConfig) -> float:
+    """The weight of TCM: 0 before `start`, then a linear rise over `ramp` to `weight`.
+
+    Args:
+        progress: fraction of training done, in [0, 1).
+        config: weight, start and ramp.
+    """
+    if progress < config.start:
+        return 0.0
+    return config.weight * min(1.0, (progress - config.start) / config.ramp if config.ramp > 0 else 1.0)
+
+
+def optimizer(encoder: nn.Module, loss: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser: the encoder's matrices decay, norms and biases do not; the loss has its own rate and no decay."""
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    groups: list[dict[str, object]] = [
+        {"params": [p for p in trained if p.ndim > 1], "lr": config.lr, "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "lr": config.lr, "weight_decay": 0.0},
+    ]
+    own = list(loss.parameters())
+    if own:
+        groups.append({"params": own, "lr": config.loss_lr, "weight_decay": 0.0})
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, fused=True)
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor
+
+
+def _finite(recent: list[Tensor], step: int, before: list[float], group: gather.Group | None) -> list[float]:
+    """The mean losses over ranks of the recent steps; raises at the first that is NaN or infinite, on every rank."""
+    values: list[float] = (gather.sum_over_ranks(torch.stack(recent), group) / gather.world(group)).tolist()
+    for index, value in enumerate(values):
+        if not math.isfinite(value):
+            last = ", ".join(f"{loss:.4g}" for loss in [*before, *values[: index + 1]][-6:])
+            raise NonFiniteLossError(
+                f"loss is {value} at step {step - len(values) + index + 1}; last losses: {last}. "
+                "A lower optim.lr or optim.clip usually helps"
+            )
+    return values

@@ -1,0 +1,73 @@
+"""Mistakes on the command line: one line, exit status 2, and no Ray started."""
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from cluster import command_line, train
+from tune import search
+
+
+def stopped(capsys: pytest.CaptureFixture[str], words: list[str], main: object = train.main) -> str:
+    """What the command says on stderr before it exits with status 2."""
+    before = ray.is_initialized()
+    with pytest.raises(SystemExit) as stop:
+        main(words)  # type: ignore[operator]
+    assert stop.value.code == 2
+    assert ray.is_initialized() == before
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1, "one line"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--recipe", "glyph"], "unknown recipe 'glyph'; valid: glyphs, digits, image_folder"),
+        (["--recipe"], "--recipe needs a value"),
+        (["--budget", "huge"], "unknown budget 'huge'; valid: short, full"),
+        (["--optim.lrr", "1"], "unknown option '--optim.lrr'; valid: --optim.lr, "),
+        (["--loss.name", "multi_similarty"], "unknown loss 'multi_similarty'; valid: multi_similarity, "),
+        (["--loss.options", "alfa", "2"], "unknown option of loss multi_similarity 'alfa'; valid: alpha, "),
+        (["--encoder.name", "resnet5O"], "unknown encoder 'resnet5O'; valid: resnet50"),
+        (["--data.dataset", "digit"], "unknown dataset 'digit'; valid: digits, "),
+        (["--optim.lr", "-1"], "optim.lr: Input should be greater than 0 (got -1.0)"),
+        (["--optim.lr", "fast"], "--optim.lr"),
+        (["--tcm.margin-pos", "0.2"], "margin_neg (0.5) must not exceed margin_pos (0.2)"),
+        (["--recipe", "image_folder"], "data.root"),
+        (["--recipe", "digits", "--batch.classes", "7"], "7"),
+        (["--recipe", "digits", "--batch.samples", "5000"], "5000"),
+        (["--recipe", "digits", "--evaluate.far-min", "1e-9"], "the smallest FAR they resolve is"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_named_in_one_line(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    assert message in stopped(capsys, words)
+
+
+def test_the_search_refuses_alike(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "unknown option '--trial'; valid: --trials, " in stopped(capsys, ["--trial", "3"], search.main)
+    assert "objective.weight" in stopped(capsys, ["--objective.weight", "-1"], search.main)
+    words = ["--recipe", "image_folder", "--data.root", str(tmp_path / "none")]
+    assert str(tmp_path / "none") in stopped(capsys, words, search.main)
+
+
+def test_settings_are_changed_by_name() -> None:
+    options = command_line.parse(
+        train.Options, ["--recipe", "digits", "--optim.lr=0.5", "--workers", "3", "--loss.options", "alpha", "3"]
+    )
+    assert options.config.data.dataset == "digits"
+    assert options.config.optim.lr == 0.5
+    assert options.config.loss.options == {"alpha": 3.0}
+    assert options.workers == 3
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        search.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("--recipe", "glyphs", "--budget", "--trials", "--tcm.margin-pos", "Trial 0 is the baseline"):
+        assert word in text

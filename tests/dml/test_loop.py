@@ -1,0 +1,75 @@
+"""The training loop on the toy digits: it learns, repeats itself, and stops in words when the loss is no number."""
+
+import pytest
+import torch
+
+from dml import loop, recipes
+from dml.config import Config, TCMConfig
+from dml.data import datasets
+
+CPU = torch.device("cpu")
+CONFIG = recipes.digits("short").replace(**{"train.epochs": 2, "train.steps_per_epoch": 12, "train.log_every": 5})
+
+
+def reports(config: Config) -> list[loop.StepReport | loop.EpochReport]:
+    return list(loop.train(config, datasets.load(config.data), device=CPU))
+
+
+def test_training_lowers_the_loss_and_reports_as_it_goes() -> None:
+    found = reports(CONFIG)
+    steps = [event for event in found if isinstance(event, loop.StepReport)]
+    epochs = [event for event in found if isinstance(event, loop.EpochReport)]
+    assert [event.step for event in steps] == [5, 10, 12, 15, 20, 24]
+    assert [(event.epoch, event.step) for event in epochs] == [(1, 12), (2, 24)]
+    assert steps[-1].metrics["train/loss"] < 0.7 * steps[0].metrics["train/loss"]
+    assert epochs[-1].metrics["val/recall@1"] > 0.9
+    assert 0 < epochs[-1].metrics["val/opis"] < 0.25
+
+
+def test_the_same_seed_trains_the_same_weights() -> None:
+    first, second = (reports(CONFIG)[-1].encoder.state_dict() for _ in range(2))
+    other = reports(CONFIG.replace(**{"train.seed": 1}))[-1].encoder.state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_the_callers_random_numbers_are_left_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    reports(CONFIG.replace(**{"train.epochs": 1, "train.steps_per_epoch": 1}))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("name", ["contrastive", "multi_similarity", "proxy_anchor"])
+def test_every_loss_trains_with_tcm(name: str) -> None:
+    config = CONFIG.replace(**{"loss.name": name, "tcm.weight": 0.1, "train.steps_per_epoch": 25})
+    last = [event for event in reports(config) if isinstance(event, loop.StepReport)][-1]
+    assert last.metrics["train/tcm_weight"] == pytest.approx(0.1)
+    assert 0 < last.metrics["train/tcm/hard_positives"] <= 1
+
+
+def test_a_loss_that_is_no_number_ends_the_training_with_step_and_last_losses() -> None:
+    config = CONFIG.replace(**{"optim.name": "sgd", "optim.lr": 1e30, "optim.clip": 0, "optim.warmup": 0})
+    with pytest.raises(loop.NonFiniteLossError, match=r"loss is (nan|inf) at step \d+; last losses: .*, (nan|inf)"):
+        reports(config)
+
+
+def test_the_rate_rises_then_falls_to_zero() -> None:
+    factors = [loop.learning_rate_factor(step / 100, 0.1) for step in range(100)]
+    assert factors[:11] == sorted(factors[:11])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[10] == 1.0
+    assert 0 < factors[-1] < 0.01
+    assert 0 < factors[0] < 0.1, "the first step is not lost"
+
+
+@pytest.mark.parametrize(
+    ("progress", "weight"), [(0.0, 0.0), (0.29, 0.0), (0.3, 0.0), (0.35, 0.25), (0.4, 0.5), (0.99, 0.5)]
+)
+def test_tcm_is_off_until_its_start_and_then_ramped(progress: float, weight: float) -> None:
+    assert loop.tcm_weight(progress, TCMConfig(weight=0.5, start=0.3, ramp=0.1)) == pytest.approx(weight)
+
+
+def test_without_a_ramp_tcm_is_on_at_once() -> None:
+    assert loop.tcm_weight(0.3, TCMConfig(weight=0.5, start=0.3, ramp=0.0)) == 0.5

@@ -1,0 +1,125 @@
+"""A whole search on the toy digits with real Ray, Optuna and MLflow: what it prints and what it leaves behind."""
+
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from cluster import registry
+from dml import checkpoint
+from tune import search
+from tune.progress import Progress
+
+DIGITS = ["--recipe", "digits", "--train.epochs", "2"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None, mlflow_store: str) -> Path:
+    """A search in a folder of its own, with the session's Ray and MLflow store."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def runs_of(name: str) -> tuple[Run, list[Run]]:
+    """The parent run of a search and its trials by number."""
+    (parent,) = mlflow.search_runs(
+        search_all_experiments=True, filter_string=f"tags.`onethreshold.key` = '{name}'", output_format="list"
+    )
+    trials = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'",
+        output_format="list",
+    )
+    return parent, sorted(trials, key=lambda run: int(run.data.tags["trial"]))
+
+
+def study_of(name: str, here: Path) -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{here / 'runs' / 'optuna.db'}")
+
+
+def test_a_search_ends_with_a_champion(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search.main([*DIGITS, "--trials", "4", "--name", "whole"]) == 0
+
+    said = capsys.readouterr().out
+    for words in (
+        "4 trials (short budget",
+        "[4/4] trial ",
+        "Trials by score on val classes",
+        "2 test classes, unseen until now",
+        "toy: two val and two test classes say little about OPIS",
+        "alias champion",
+        "trial overhead: ",
+        "make ui",
+        "make serve",
+    ):
+        assert words in said
+
+    parent, trials = runs_of("whole")
+    assert parent.info.status == "FINISHED"
+    assert [run.info.status for run in trials] == ["FINISHED"] * 4
+    assert [float(run.data.params["tcm.weight"]) == 0 for run in trials] == [True, False, False, False]
+    assert all({"val/recall_at_1", "val/opis", "best/score"} <= set(run.data.metrics) for run in trials)
+    assert {"test/baseline/opis", "test/winner/opis", "test/opis_change"} <= set(parent.data.metrics)
+    figures = [item.path for item in MlflowClient().list_artifacts(parent.info.run_id, "figures")]
+    assert figures == ["figures/search.png", "figures/utility.png"]
+
+    assert [trial.state.name for trial in study_of("whole", here).trials] == ["COMPLETE"] * 4
+
+    champion = registry.champion()
+    assert champion is not None
+    assert parent.data.tags["champion"] == f"onethreshold/{champion.version}"
+    assert champion.run_id == trials[int(parent.data.tags["winner"])].info.run_id
+    model = checkpoint.load(registry.download(champion))
+    assert model.config.data.dataset == "digits"
+    assert (registry.download(champion) / registry.OPERATING_POINTS).is_file()
+    chosen = trials[int(parent.data.tags["winner"])]
+    assert model.info["metrics"]["val/score"] == chosen.data.metrics["best/score"], "the best epoch's weights"
+
+    latest = Progress.latest
+    assert latest is not None
+    assert len(latest.overhead.first) + len(latest.overhead.later) == 4
+    assert latest.overhead.later, "processes are reused between trials"
+
+
+def test_trials_over_two_workers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search.main([*DIGITS, "--trials", "2", "--workers-per-trial", "2", "--name", "two-workers"]) == 0
+    assert "alias champion" in capsys.readouterr().out
+    parent, trials = runs_of("two-workers")
+    assert [run.info.status for run in [parent, *trials]] == ["FINISHED"] * 3
+
+
+def test_a_trial_without_a_finite_loss_fails_and_the_search_goes_on(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TCM with an absurd factor is infinite at once; the baseline does not have it."""
+    words = [*DIGITS, "--trials", "3", "--name", "overflow", "--tcm.weight-pos", "1e39"]
+    assert search.main(words) == 0
+    said = capsys.readouterr().out
+    assert "trial 1 failed: " in said
+    assert "last losses: " in said
+    assert "alias champion (trial 0)" in said
+    _, trials = runs_of("overflow")
+    assert [run.info.status for run in trials] == ["FINISHED", "FAILED", "FAILED"]
+    assert "NonFiniteLossError: loss is " in trials[1].data.tags["error"]
+    assert " at step " in trials[1].data.tags["error"]
+    assert [trial.state.name for trial in study_of("overflow", here).trials] == ["COMPLETE", "FAIL", "FAIL"]
+
+
+def test_when_every_trial_fails_the_search_says_why(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*DIGITS, "--trials", "2", "--name", "hopeless", "--optim.name", "sgd", "--optim.lr", "1e30"]
+    with pytest.raises(SystemExit) as stop:
+        search.main([*words, "--optim.clip", "0"])
+    assert stop.value.code == 1
+    assert "no trial of 2 finished; the first failure: " in capsys.readouterr().err
+    parent, trials = runs_of("hopeless")
+    assert [run.info.status for run in [parent, *trials]] == ["FAILED"] * 3
+
+
+def test_there_must_be_a_search_to_go_on_with(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        search.main([*DIGITS, "--resume"])
+    assert stop.value.code == 1
+    assert "there is no search to go on with in " in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Searching for the encoder whose single threshold holds: Ray Tune and Optuna."""

@@ -1,0 +1,154 @@
+"""What a person sees while a search runs: a live table in a terminal, plain lines in a job's log."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Optional
+
+import ray.tune
+import rich.console
+import rich.live
+import rich.table
+from ray.tune.experiment import Trial
+
+
+@dataclass
+class _Row:
+    number: int
+    settings: str
+    epochs: int
+    began: float
+    state: str = "running"
+    epoch: int = 0
+    loss: float = float("nan")
+    best: float = float("nan")
+    recall: float = float("nan")
+    opis: float = float("nan")
+    seconds: float = 0.0
+
+
+@dataclass
+class Overhead:
+    """Seconds of a trial outside the training loop.
+
+    Attributes:
+        first: of trials that were the first of their process: imports, data, connections.
+        later: of all others.
+    """
+
+    first: list[float] = field(default_factory=list)
+    later: list[float] = field(default_factory=list)
+
+
+class Progress(ray.tune.Callback):
+    """Follows the trials of a search.
+
+    Args:
+        trials: how many the search will run.
+        epochs: epochs of a trial.
+
+    Attributes:
+        latest: that of the search in this process; a resumed search unpickles its own.
+    """
+
+    latest: ClassVar[Optional["Progress"]] = None
+
+    def __init__(self, trials: int, epochs: int) -> None:
+        self.trials, self.epochs = trials, epochs
+        self.overhead = Overhead()
+        self.seconds: dict[str, float] = {}
+        self._rows: dict[str, _Row] = {}
+        self._live: rich.live.Live | None = None
+
+    def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
+        """Starts the live table when stdout is a terminal."""
+        Progress.latest = self
+        if sys.stdout.isatty():
+            self._live = rich.live.Live(self._table(), console=rich.console.Console(), refresh_per_second=4)
+            self._live.start()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Notes when a trial began."""
+        settings = "  ".join(
+            f"{name.removeprefix('tcm.')}={value:.3g}"
+            for name, value in trial.config.items()
+            if name not in ("number", "tcm") and value
+        )
+        row = _Row(int(trial.config["number"]), settings or "baseline without TCM", self.epochs, time.perf_counter())
+        self._rows[trial.trial_id] = row
+        self._say(row, "started")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Shows an epoch's figures."""
+        row = self._rows[trial.trial_id]
+        if row.epoch == int(result["epoch"]):
+            return  # a trial over several workers ends by saying its last report once more
+        row.epoch, row.loss, row.best = int(result["epoch"]), result["train/loss"], result["best/score"]
+        row.recall, row.opis = result["best/recall@1"], result["best/opis"]
+        self._say(row, f"epoch {row.epoch}/{row.epochs}  loss {row.loss:.4f}  val score {result['val/score']:.4f}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Notes the trial's wall time and what of it was not training."""
+        row = self._end(trial, "finished")
+        result = trial.last_result
+        kind = self.overhead.later if result.get("trials_before_in_process") else self.overhead.first
+        kind.append(row.seconds - result["loop_seconds"])
+        self._say(
+            row,
+            f"finished in {row.seconds:.0f} s  score {row.best:.4f}  Recall@1 {row.recall:.4f}  OPIS {row.opis:.5f}",
+        )
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Says in one line why a trial failed."""
+        row = self._end(trial, "failed")
+        self._say(row, f"failed: {reason(trial)}")
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Leaves the last table standing."""
+        if self._live is not None:
+            self._live.update(self._table())
+            self._live.stop()
+            self._live = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune saves its callbacks; a terminal cannot be saved."""
+        return {**self.__dict__, "_live": None}
+
+    def _end(self, trial: Trial, state: str) -> _Row:
+        row = self._rows[trial.trial_id]
+        row.state, row.seconds = state, time.perf_counter() - row.began
+        self.seconds[trial.trial_id] = row.seconds
+        return row
+
+    def _say(self, row: _Row, text: str) -> None:
+        if self._live is not None:
+            self._live.update(self._table())
+        else:
+            done = sum(other.state != "running" for other in self._rows.values())
+            print(f"[{done}/{self.trials}] trial {row.number}: {text}", flush=True)
+
+    def _table(self) -> rich.table.Table:
+        done = [row for row in self._rows.values() if row.state != "running"]
+        best = max((row.best for row in self._rows.values() if row.best == row.best), default=float("nan"))
+        table = rich.table.Table(title=f"{len(done)} of {self.trials} trials done, best score {best:.4f}")
+        for name in ("trial", "settings"):
+            table.add_column(name)
+        for name in ("epoch", "loss", "Recall@1", "OPIS", "score", "state"):
+            table.add_column(name, justify="right")
+        for row in sorted(self._rows.values(), key=lambda row: row.number):
+            figures = (
+                [f"{row.loss:.4f}", f"{row.recall:.4f}", f"{row.opis:.5f}", f"{row.best:.4f}"]
+                if row.epoch
+                else [""] * 4
+            )
+            table.add_row(str(row.number), row.settings, f"{row.epoch}/{row.epochs}", *figures, row.state)
+        return table
+
+
+def reason(trial: Trial) -> str:
+    """The last line of a failed trial's error: the exception and its message."""
+    error = trial.get_error() or trial.get_pickled_error()
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "unknown"

@@ -1,0 +1,91 @@
+"""The end of a search, as a person reads it: the table of trials and the test classes."""
+
+from collections.abc import Mapping, Sequence
+
+import rich.box
+import rich.console
+import rich.table
+
+from tune.objective import Outcome
+from tune.promote import Tested
+
+TOY = "toy: two val and two test classes say little about OPIS"
+
+
+def print_trials(outcomes: Sequence[Outcome], winner: Outcome) -> None:
+    """Ranks the trials by score; the winner and the baseline are marked."""
+    table = rich.table.Table(
+        title="Trials by score on val classes (Recall@1 - w * sqrt(OPIS), best epoch)",
+        title_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+    )
+    for name in ("rank", "trial", "margin+", "margin-", "weight", "start"):
+        table.add_column(name, justify="right")
+    for name in ("Recall@1", "OPIS", "floor", "mean U", "score", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("", no_wrap=True)
+    ranked = sorted((o for o in outcomes if o.state == "finished"), key=lambda outcome: -outcome.score)
+    for rank, outcome in enumerate(ranked, 1):
+        names = ("margin_pos", "margin_neg", "weight", "start")
+        settings = [outcome.settings.get(f"tcm.{name}") for name in names] if outcome.number else [None] * 4
+        table.add_row(
+            str(rank),
+            str(outcome.number),
+            *("-" if value is None else f"{value:.3f}" for value in settings),
+            f"{outcome.recall:.4f}",
+            f"{outcome.opis:.5f}",
+            f"{outcome.metrics['best/opis_noise_floor']:.5f}",
+            f"{outcome.metrics['best/mean_utility']:.4f}",
+            f"{outcome.score:.4f}",
+            f"{outcome.seconds:.0f}",
+            ", ".join(["winner"] * (outcome is winner) + ["baseline"] * (outcome.number == 0)),
+            style="bold" if outcome is winner else None,
+        )
+    rich.console.Console(width=None if rich.console.Console().is_terminal else 130).print(table)
+    for outcome in outcomes:
+        if outcome.state == "failed":
+            print(f"trial {outcome.number} failed: {outcome.error}")
+
+
+def print_test(baseline: Tested | None, winner: Tested, *, toy: bool) -> None:
+    """The winner beside the baseline on test classes, which no choice has seen."""
+    table = rich.table.Table(
+        title=f"{winner.classes} test classes, unseen until now",
+        title_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+    )
+    table.add_column("")
+    reference = winner if baseline is None else baseline
+    for name in ("baseline", "winner", "change"):
+        table.add_column(name, justify="right")
+    for label, name, digits in (
+        ("Recall@1", "recall@1", 4),
+        ("OPIS", "opis", 5),
+        ("sqrt(OPIS)", "sqrt_opis", 4),
+        ("OPIS noise floor", "opis_noise_floor", 5),
+        ("mean utility", "mean_utility", 4),
+    ):
+        before, after = reference.metrics[f"test/{name}"], winner.metrics[f"test/{name}"]
+        change = f"{100 * (after - before):+.2f} points" if label == "Recall@1" else relative(before, after)
+        if label == "OPIS noise floor":
+            change = ""  # it says how far to trust the line above; less is not better
+        shown = "failed" if baseline is None else f"{before:.{digits}f}"
+        table.add_row(label, shown, f"{after:.{digits}f}", "" if baseline is None else change)
+    rich.console.Console().print(table)
+    if toy:
+        print(TOY)
+
+
+def relative(before: float, after: float) -> str:
+    """A change in percent of where it began: -12.3 %."""
+    return f"{100 * (after / before - 1):+.1f} %" if before else "n/a"
+
+
+def summary(baseline: Tested | None, winner: Tested) -> Mapping[str, float]:
+    """The test figures as flat MLflow metrics: test/winner/opis, test/baseline/opis, ..."""
+    rows = {f"test/winner/{name.removeprefix('test/')}": value for name, value in winner.metrics.items()}
+    if baseline is not None:
+        rows |= {f"test/baseline/{name.removeprefix('test/')}": value for name, value in baseline.metrics.items()}
+        rows["test/opis_change"] = winner.metrics["test/opis"] / baseline.metrics["test/opis"] - 1
+        rows["test/recall_difference"] = winner.metrics["test/recall@1"] - baseline.metrics["test/recall@1"]
+    return rows

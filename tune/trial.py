@@ -1,0 +1,89 @@
+"""One trial of a search, as it runs on a worker."""
+
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ray.train
+import ray.tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from cluster import session, train
+from cluster.tracking import Store
+from cluster.worker import Job, work
+from dml.config import Config
+
+_trials_of_this_process = itertools.count()
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all trials of a search share.
+
+    Attributes:
+        name: of the search.
+        config: the settings that trials vary.
+        resources: what each trial trains with.
+        storage: where checkpoints go.
+        store: the MLflow store.
+        parent: MLflow run id of the search.
+    """
+
+    name: str
+    config: Config
+    resources: session.Resources
+    storage: str
+    store: Store
+    parent: str
+
+
+def run(params: dict[str, float | str], study: Study) -> None:
+    """Trains with these parameters and reports to Ray Tune.
+
+    One worker trains inside this process, which Tune reuses for the next trial; more are a Ray Train job.
+
+    Args:
+        params: "number", and dotted settings; "tcm" (on or off) is implied by tcm.weight.
+        study: what trials share.
+    """
+    number = int(params["number"])
+    settings = {name: value for name, value in params.items() if name not in ("number", "tcm")}
+    job = Job(
+        config=study.config.replace(**settings),
+        name=f"trial {number}" if number else "trial 0 (baseline without TCM)",
+        store=study.store,
+        parent=study.parent,
+        key=f"{study.name}/{number}",
+        tags={"kind": "trial", "trial": str(number)},
+    )
+    if study.resources.workers == 1:
+        _in_this_process(job)
+    else:
+        _over_workers(job, study)
+
+
+def _in_this_process(job: Job) -> None:
+    before = next(_trials_of_this_process)
+
+    def report(metrics: dict[str, float | str], folder: Path | None) -> None:
+        kept = ray.tune.Checkpoint.from_directory(folder) if folder is not None else None
+        ray.tune.report({**metrics, "trials_before_in_process": before}, checkpoint=kept)
+
+    work(job, report, device=session.use_device())
+
+
+def _over_workers(job: Job, study: Study) -> None:
+    # A run again after an interruption must not resume Ray Train's record of the first: its checkpoint may be gone.
+    attempt = f"{study.name}-trial-{job.tags['trial']}-{ray.tune.get_context().get_trial_id()}"
+    name = f"{attempt}-{next(_trials_of_this_process)}"
+    result = train.fit(
+        replace(job),
+        study.resources,
+        name=name,
+        storage=study.storage,
+        callbacks=[TuneReportCallback()],
+    )
+    if result.metrics is None or result.checkpoint is None:
+        raise RuntimeError(f"{job.name} ended without a report")
+    # The last epoch's report carries no path when an earlier epoch was the best.
+    ray.tune.report({**result.metrics, "checkpoint_path": result.checkpoint.path})
