@@ -14,6 +14,7 @@ import rich.console
 import rich.table
 import tyro
 
+from cluster.worker import TrainingError
 from dml import encoders, evaluate, losses, recipes
 from dml.config import Config
 from dml.data import datasets
@@ -82,7 +83,7 @@ def one_line_errors(status: int = 1) -> Iterator[None]:
         field = ".".join([error.title.removesuffix("Config").lower(), *map(str, first["loc"])])
         shown = f" (got {first['input']!r})" if first["loc"] else ""
         _stop(f"{field}: {first['msg'].removeprefix('Value error, ')}{shown}", status)
-    except (ValueError, KeyError, FileNotFoundError) as error:
+    except (ValueError, KeyError, FileNotFoundError, TrainingError) as error:
         _stop(str(error.args[0] if error.args else error), status)
 
 

@@ -1,8 +1,10 @@
 """MLflow runs: where they are stored, and what is written to them."""
 
+import argparse
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +154,7 @@ class Run:
 
     @contextmanager
     def closing(self) -> Iterator[Self]:
-        """Ends the run with the block: FINISHED; FAILED after an error, kept in the tag "error"; KILLED when stopped."""
+        """Ends the run with the block: FINISHED; FAILED after an error, kept in a tag; KILLED when stopped."""
         client = _client(self.uri)
         try:
             yield self
@@ -167,3 +169,24 @@ def _client(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m cluster.tracking ui`: the MLflow UI of the store that runs are written to, on loopback."""
+    parser = argparse.ArgumentParser(prog="python -m cluster.tracking", description=main.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    ui = commands.add_parser("ui", help="browse runs, figures and models in the MLflow UI")
+    ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    ui.add_argument("--port", type=int, default=5000, help="port to listen on (default: %(default)s)")
+    options = parser.parse_args(argv)
+    uri = connect()
+    if uri.startswith(("http://", "https://")):
+        print(f"MLFLOW_TRACKING_URI is a server: open {uri} in a browser")
+        return
+    print(f"MLflow UI of {uri} at http://{options.host}:{options.port}  (Ctrl-C ends it)", flush=True)
+    server = ["-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", options.host, "--port", str(options.port)]
+    os.execv(sys.executable, [sys.executable, *server])  # noqa: S606  # no shell, and Ctrl-C reaches it
+
+
+if __name__ == "__main__":
+    main()

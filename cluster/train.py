@@ -12,7 +12,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import command_line, session
 from cluster.tracking import Store
-from cluster.worker import Job, work
+from cluster.worker import Job, TrainingError, work
 from dml.config import Config
 
 
@@ -34,7 +34,7 @@ def fit(
         callbacks: Ray Train's user callbacks.
 
     Raises:
-        ray.train.TrainingFailedError: a worker failed; the message carries its error.
+        TrainingError: a worker failed; the message carries its rank and error.
     """
     trainer = TorchTrainer(
         _worker,
@@ -48,7 +48,12 @@ def fit(
             callbacks=cast(Any, [*callbacks]),  # typed as the callbacks of Ray's first Train API
         ),
     )
-    return trainer.fit()
+    try:
+        return trainer.fit()
+    except ray.train.WorkerGroupError as failed:
+        rank, error = next(iter(failed.worker_failures.items()))
+        last = str(error).strip().splitlines()[-1]
+        raise TrainingError(f"rank {rank}: {last}") from failed
 
 
 def _worker(settings: dict[str, Job]) -> None:

@@ -41,6 +41,10 @@ class Job:
     tags: dict[str, str] = field(default_factory=dict)
 
 
+class TrainingError(RuntimeError):
+    """A worker failed; one line with its rank and its error."""
+
+
 class Report(Protocol):
     """Takes an epoch's metrics, with the checkpoint folder of a new best epoch (None otherwise), on every rank."""
 

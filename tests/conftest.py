@@ -2,9 +2,21 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI (ONETHRESHOLD_FORBID_SKIPS) a test that would be skipped, since a program is absent, fails."""
+    report = yield
+    if report.skipped and os.environ.get("ONETHRESHOLD_FORBID_SKIPS"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which ONETHRESHOLD_FORBID_SKIPS forbids: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session")
