@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any, TypeVar, cast, get_args
 
@@ -14,6 +15,7 @@ import rich.console
 import rich.table
 import tyro
 
+from cluster import session
 from cluster.worker import TrainingError
 from dml import encoders, evaluate, losses, recipes
 from dml.config import Config
@@ -46,18 +48,19 @@ def parse(options: type[Options], argv: Sequence[str], *, budget: recipes.Budget
         own = [field.replace("_", "-") for field in vars(default) if field != "config"]
         settings = [name for name in config.flat if not name.startswith("loss.options.")]
         valid = ["--recipe", "--budget", "--help", *(f"--{name}" for name in [*own, *settings, "loss.options"])]
+        known = {option.replace("_", "-") for option in valid}
         for word in rest:
-            name = word.split("=")[0].replace("_", "-")
-            known = {option.replace("_", "-") for option in valid}
-            known |= {option.replace("--", "--no-", 1) for option in known}
-            if name.startswith("--") and name not in known:
-                raise ValueError(unknown("option", word.split("=")[0], valid))
+            name = word.split("=")[0]
+            # A switch can be turned off too: --no-resume, --encoder.no-pretrained.
+            positive = name.replace("_", "-").replace("--no-", "--").replace(".no-", ".")
+            if name.startswith("--") and positive not in known:
+                raise ValueError(unknown("option", name, valid))
         if "--help" in rest or "-h" in rest:
             _print_recipes()
         parsed = _read(options, rest, default)
-        config = parsed.config  # type: ignore[attr-defined]
+        config = _absolute(parsed.config)  # type: ignore[attr-defined]
         _check_names(config)
-    return parsed
+    return replace(parsed, config=config)  # type: ignore[type-var]
 
 
 def preflight(config: Config) -> datasets.Splits:
@@ -116,6 +119,13 @@ def _read(options: type[Options], words: list[str], default: Any) -> Options:
             cause = cause.__context__
         lines = [line.strip(" │╭╮╰╯─") for line in said.getvalue().splitlines()]
         raise ValueError(" ".join(takewhile(bool, lines[1:])) or "this command line cannot be read") from None
+
+
+def _absolute(config: Config) -> Config:
+    """Paths as the workers, who run in other folders, find them."""
+    fields = ("data.root", "data.split_csv", "encoder.weights")
+    given = {name: str(config.flat[name]) for name in fields if config.flat[name] is not None}
+    return config.replace(**{name: session.local_path(path) for name, path in given.items()})
 
 
 def _check_names(config: Config) -> None:

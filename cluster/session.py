@@ -94,7 +94,13 @@ def local_path(text: str) -> str:
 
 
 def use_device() -> torch.device:
-    """The device that Ray gave this process, with torch's threads set to its CPUs."""
+    """The device that Ray gave this task or actor, with torch's threads set to its CPUs."""
+    use_threads()
+    # Ray shows a task or actor its own GPUs only, so they count from 0.
+    return torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")
+
+
+def use_threads() -> None:
+    """Sets torch's threads to the CPUs that Ray gave this process: Ray leaves them at one."""
     resources = ray.get_runtime_context().get_assigned_resources()
     torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
-    return torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import ray.train
+import ray.train.torch
+import torch
 import tyro
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -61,7 +63,12 @@ def _worker(settings: dict[str, Job]) -> None:
         kept = ray.train.Checkpoint.from_directory(folder) if folder is not None else None
         ray.train.report(metrics, checkpoint=kept)
 
-    work(settings["job"], report, device=session.use_device())
+    session.use_threads()
+    # Ray Train's workers see all GPUs of their node, and each is told its own.
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    work(settings["job"], report, device=device)
 
 
 @dataclass(frozen=True)

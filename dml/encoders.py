@@ -102,7 +102,15 @@ def _timm(config: EncoderConfig, channels: int, image_size: int) -> tuple[nn.Mod
     published = timm.get_pretrained_cfg(config.name)
     fixed = published is not None and published.fixed_input_size and image_size != published.input_size[-1]
     size: dict[str, Any] = {"img_size": image_size} if fixed else {}
-    model: Any = timm.create_model(config.name, pretrained=config.pretrained, num_classes=0, in_chans=channels, **size)
+    try:
+        model: Any = timm.create_model(
+            config.name, pretrained=config.pretrained, num_classes=0, in_chans=channels, **size
+        )
+    except OSError as error:
+        raise ValueError(
+            f"encoder.pretrained: the weights of {config.name} cannot be fetched ({str(error).splitlines()[0]}); "
+            "point encoder.weights to a file of them, or turn it off"
+        ) from error
     return model, int(getattr(model, "head_hidden_size", None) or model.num_features)
 
 

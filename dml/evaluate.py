@@ -28,8 +28,7 @@ def embed(
     """
     training = encoder.training
     encoder.eval()
-    bf16 = config.train.precision == "bf16"
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with torch.inference_mode(), autocast(config, device):
         parts = [
             encoder(batch.images.to(device, non_blocking=True))
             for batch in eval_batches(data, config, rank=gather.rank(group), world=gather.world(group))
@@ -38,6 +37,12 @@ def embed(
         everyone = gather.gather(rows, gather.row_counts(len(rows), group, device), group)
     encoder.train(training)
     return everyone
+
+
+def autocast(config: Config, device: torch.device) -> torch.autocast:
+    """The context that the encoder runs in: bf16 on GPUs when the config says so, else fp32."""
+    bf16 = config.train.precision == "bf16" and device.type == "cuda"
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def curves(embeddings_ND: Tensor, labels_N: Tensor, config: EvaluateConfig) -> threshold.ThresholdCurves:

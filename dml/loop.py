@@ -6,7 +6,6 @@ On several ranks of torch.distributed every rank runs it and gets its reports at
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -135,8 +134,7 @@ class _Run:
         for parameters, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             parameters["lr"] = peak * factor
         self.weight = tcm_weight(progress, config.tcm)
-        bf16 = config.train.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
+        with evaluation.autocast(config, self.device):
             embeddings = self.forward(images)
         pairs = Pairs.of(embeddings, labels, group=self.group)
         loss: Tensor = self.loss(pairs)

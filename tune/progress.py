@@ -3,6 +3,7 @@
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Optional
 
 import ray.tune
@@ -149,6 +150,11 @@ class Progress(ray.tune.Callback):
 
 def reason(trial: Trial) -> str:
     """The last line of a failed trial's error: the exception and its message."""
-    error = trial.get_error() or trial.get_pickled_error()
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "unknown"
+    # Trial.get_error looks in the storage, where Tune copies this file only later.
+    written = Path(trial.local_path or "") / "error.txt"
+    return last_line(written.read_text()) if written.is_file() else "unknown"
+
+
+def last_line(text: str) -> str:
+    """The last line of a traceback that says anything."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "unknown")

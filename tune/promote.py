@@ -52,22 +52,28 @@ def _test(checkpoints: list[str]) -> list[Tested]:
     tested = []
     for path in checkpoints:
         with ray.train.Checkpoint(path).as_directory() as folder:
-            model = checkpoint.load(folder)
-        encoder, config = model.encoder.to(device), model.config
-        splits = datasets.load(config.data)
-        embeddings = evaluate.embed(encoder, splits.test, config, device=device)
-        labels = torch.from_numpy(splits.test.labels_N)
-        metrics = {
-            f"test/{name}": value for name, value in evaluate.measure(embeddings, labels, config.evaluate).items()
-        }
-        calibration = evaluate.embed(encoder, splits.val, config, device=device)
-        known = torch.from_numpy(splits.val.labels_N)
-        # A target finer than the negatives resolve has no threshold.
-        far = [target for target in FAR_TARGETS if target * evaluate.negative_pairs(known) >= 1]
-        points = operating_points.calibrate(calibration, known, far=far, distance=config.evaluate.distance)
-        curves = evaluate.curves(embeddings, labels, config.evaluate)
-        tested.append(Tested(metrics, curves, len(splits.test.classes), tuple(asdict(point) for point in points)))
+            tested.append(test_model(Path(folder), device))
     return tested
+
+
+def test_model(folder: Path, device: torch.device) -> Tested:
+    """Measures a checkpoint on its test classes and calibrates it on its val classes."""
+    model = checkpoint.load(folder)
+    encoder, config = model.encoder.to(device), model.config
+    splits = datasets.load(config.data)
+    embeddings = evaluate.embed(encoder, splits.test, config, device=device)
+    labels, known = torch.from_numpy(splits.test.labels_N), torch.from_numpy(splits.val.labels_N)
+    measured = evaluate.measure(embeddings, labels, config.evaluate)
+    # A target finer than the negatives resolve has no threshold.
+    far = [target for target in FAR_TARGETS if target * evaluate.negative_pairs(known) >= 1]
+    calibration = evaluate.embed(encoder, splits.val, config, device=device)
+    points = operating_points.calibrate(calibration, known, far=far, distance=config.evaluate.distance)
+    return Tested(
+        metrics={f"test/{name}": value for name, value in measured.items()},
+        curves=evaluate.curves(embeddings, labels, config.evaluate),
+        classes=len(splits.test.classes),
+        operating_points=tuple(asdict(point) for point in points),
+    )
 
 
 def register(path: str, tested: Tested, *, run_id: str) -> registry.ModelVersion:

@@ -25,7 +25,7 @@ from dml import plots
 from dml.config import Config
 from tune import promote, report, space
 from tune.objective import Objective, Outcome, baseline, winner
-from tune.progress import Progress
+from tune.progress import Progress, last_line
 from tune.trial import Study, run
 
 
@@ -164,7 +164,7 @@ def _outcome(result: ray.tune.Result) -> Outcome:
         checkpoint=path,
         run_id=metrics.get("run_id", ""),
         seconds=metrics.get("time_total_s", 0.0),
-        error=str(result.error).strip().splitlines()[-1] if result.error else "",
+        error=last_line(str(result.error)) if result.error else "",
     )
 
 

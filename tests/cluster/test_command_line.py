@@ -64,6 +64,13 @@ def test_settings_are_changed_by_name() -> None:
     assert options.workers == 3
 
 
+def test_switches_can_be_turned_off() -> None:
+    words = ["--recipe", "image_folder", "--encoder.no-pretrained", "--no-resume"]
+    options = command_line.parse(search.Options, words)
+    assert options.config.encoder.pretrained is False
+    assert options.resume is False
+
+
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         search.main(["--help"])
