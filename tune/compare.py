@@ -28,8 +28,8 @@ from tune import promote
 SHOWN = (
     ("Recall@1", "recall@1", 4),
     ("OPIS", "opis", 5),
-    ("floor", "opis_noise_floor", 5),
-    ("mean U", "mean_utility", 4),
+    ("noise floor", "opis_noise_floor", 5),
+    ("mean utility", "mean_utility", 4),
 )
 
 
@@ -37,8 +37,8 @@ SHOWN = (
 class Options:
     """Compares the TCM of these settings with no TCM, on test classes, over paired seeds.
 
-    Give the margins that a search on val classes found, e.g. --tcm.weight 0.1 --tcm.margin-pos 0.8 --tcm.margin-neg 0.4.
-    The test classes say how good they are; they are not for choosing.
+    Give what a search on val classes found, e.g. --tcm.weight 0.1 --tcm.margin-pos 0.8 --tcm.margin-neg 0.4. The test
+    classes say how good it is; they are not for choosing.
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
@@ -119,9 +119,9 @@ def _print(pairs: list[tuple[dict[str, float], dict[str, float]]], classes: int)
     for label, rows in sides:
         table.add_row(f"{label}, mean", *(_spread([row[f"test/{key}"] for row in rows], d) for _, key, d in SHOWN))
     recall = [100 * (after["test/recall@1"] - before["test/recall@1"]) for before, after in pairs]
-    opis = [100 * (after["test/opis"] / before["test/opis"] - 1) for before, after in pairs]
+    before, after = (mean(row["test/opis"] for row in rows) for _, rows in sides)
     rich.console.Console(width=110).print(table)
-    print(f"change of OPIS {_spread(opis, 1)} %, of Recall@1 {_spread(recall, 2)} points")
+    print(f"TCM changes mean OPIS by {100 * (after / before - 1):+.1f} % and Recall@1 by {_spread(recall, 2)} points")
 
 
 def _spread(values: list[float], digits: int) -> str:

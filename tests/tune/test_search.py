@@ -101,10 +101,8 @@ def test_a_trial_without_a_finite_loss_fails_and_the_search_goes_on(
     words = [*DIGITS, "--trials", "3", "--name", "overflow", "--tcm.weight-pos", "1e39"]
     assert search.main(words) == 0
     said = capsys.readouterr().out
-    assert (
     cause = r"^\[\d/3\] trial \d: failed: .*NonFiniteLossError: loss is .*; last losses: "
     assert len(re.findall(cause, said, re.MULTILINE)) == 2
-    )
     assert "alias champion (trial 0)" in said
     _, trials = runs_of("overflow")
     assert [run.info.status for run in trials] == ["FINISHED", "FAILED", "FAILED"]
