@@ -52,6 +52,8 @@ clean: ## Remove the environment, caches and everything under runs/
 
 $(ENV): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@# faiss-cpu and faiss-gpu share one folder: one of them at a time.
+	@rm -f .venv/installed-* && $(BIN)/python -m pip uninstall --quiet --yes faiss-$(if $(filter cpu,$(FAISS)),gpu,cpu) 2>/dev/null
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(FAISS),test,dev]'
 	@touch $@
