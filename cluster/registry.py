@@ -71,6 +71,7 @@ def register(
         MlflowException: the run is unknown, or the tracking server fails.
     """
     import mlflow.pytorch
+    from mlflow.exceptions import MlflowException
 
     client = _client()
     loaded = checkpoint.load(folder)
@@ -82,12 +83,11 @@ def register(
     with tempfile.TemporaryDirectory() as scratch:
         points = Path(scratch) / OPERATING_POINTS
         points.write_text(json.dumps([dict(point) for point in operating_points], indent=2))
-        info = mlflow.pytorch.log_model(
+        mlflow.pytorch.log_model(
             loaded.encoder,
             name=name,
             model_id=logged.model_id,
             run_id=run_id,
-            registered_model_name=name,
             tags=tags,
             # Two images, since torch.export would fix a batch dimension of one.
             input_example=_zeros(2, data.channels, data.image_size),
@@ -97,7 +97,15 @@ def register(
             extra_files=[str(folder / file) for file in checkpoint.FILES] + [str(points)],
             validate_serving_input=False,
         )
-    return ModelVersion(name, int(info.registered_model_version), run_id, f"models:/{logged.model_id}")
+    # By the client: log_model's own way to a version prints lines that our callers do not want.
+    source = f"models:/{logged.model_id}"
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    created = client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=logged.model_id)
+    return ModelVersion(name, int(created.version), run_id, source)
 
 
 def promote(version: ModelVersion, alias: str = ALIAS) -> None:
