@@ -18,6 +18,7 @@ def print_trials(outcomes: Sequence[Outcome], winner: Outcome) -> None:
         title="Trials by score on val classes (Recall@1 - w * sqrt(OPIS), best epoch)",
         title_justify="left",
         box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for name in ("rank", "trial", "margin+", "margin-", "weight", "start"):
         table.add_column(name, justify="right")
@@ -41,7 +42,8 @@ def print_trials(outcomes: Sequence[Outcome], winner: Outcome) -> None:
             ", ".join(["winner"] * (outcome is winner) + ["baseline"] * (outcome.number == 0)),
             style="bold" if outcome is winner else None,
         )
-    rich.console.Console(width=None if rich.console.Console().is_terminal else 130).print(table)
+    # Whole figures, if need be on broken lines: a cut one says nothing.
+    rich.console.Console(width=max(rich.console.Console().width, 112)).print(table)
     for outcome in outcomes:
         if outcome.state == "failed":
             print(f"trial {outcome.number} failed: {outcome.error}")
