@@ -21,9 +21,9 @@ def print_trials(outcomes: Sequence[Outcome], winner: Outcome) -> None:
         padding=(0, 1, 0, 0),
     )
     for name in ("rank", "trial", "margin+", "margin-", "weight", "start"):
-        table.add_column(name, justify="right")
-    for name in ("Recall@1", "OPIS", "floor", "mean U", "score", "seconds"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", min_width=len(name))
+    for name in ("Recall@1", "   OPIS", "  floor", "mean U", " score", "seconds"):
+        table.add_column(name, justify="right", min_width=len(name))
     table.add_column("", no_wrap=True)
     ranked = sorted((o for o in outcomes if o.state == "finished"), key=lambda outcome: -outcome.score)
     for rank, outcome in enumerate(ranked, 1):
