@@ -24,7 +24,7 @@ def print_trials(outcomes: Sequence[Outcome], winner: Outcome) -> None:
         table.add_column(name, justify="right", min_width=len(name))
     for name in ("Recall@1", "   OPIS", "  floor", "mean U", " score", "seconds"):
         table.add_column(name, justify="right", min_width=len(name))
-    table.add_column("", no_wrap=True)
+    table.add_column("", min_width=len("winner, baseline"))
     ranked = sorted((o for o in outcomes if o.state == "finished"), key=lambda outcome: -outcome.score)
     for rank, outcome in enumerate(ranked, 1):
         names = ("margin_pos", "margin_neg", "weight", "start")
@@ -43,7 +43,7 @@ def print_trials(outcomes: Sequence[Outcome], winner: Outcome) -> None:
             style="bold" if outcome is winner else None,
         )
     # Whole figures, if need be on broken lines: a cut one says nothing.
-    rich.console.Console(width=max(rich.console.Console().width, 112)).print(table)
+    rich.console.Console(width=max(rich.console.Console().width, 116)).print(table)
     for outcome in outcomes:
         if outcome.state == "failed":
             print(f"trial {outcome.number} failed: {outcome.error}")
