@@ -136,7 +136,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with (
         open(tmp_path / "server.log", "w") as log,
-        subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True) as process,
+        # An environment of its own: exec would read that of this process while threads of libraries may change it.
+        subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=tmp_path, env=dict(os.environ), start_new_session=True
+        ) as process,
     ):
         try:
             for _ in range(240):
@@ -144,7 +147,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
                     urllib.request.urlopen(f"{url}/health", timeout=1)
                     break
                 except OSError:
+                    assert process.poll() is None, (tmp_path / "server.log").read_text()
                     time.sleep(0.5)
+            else:
+                pytest.fail(f"no answer in two minutes: {(tmp_path / 'server.log').read_text()}")
             yield url
         finally:
             os.killpg(process.pid, 15)

@@ -187,7 +187,9 @@ def test_the_command_serves_a_folder_and_leaves_no_process_behind(tmp_path: Path
         wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200)
         (tmp_path / "image.png").write_bytes(FILES[0])
         [curl] = re.findall(r"curl \S+/v1/embeddings .*", said)
-        answer = subprocess.run(["bash", "-c", curl], cwd=tmp_path, capture_output=True, text=True, check=True)
+        answer = subprocess.run(
+            ["bash", "-c", curl], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
         assert '"model":"onethreshold@mine"' in answer.stdout
         started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
