@@ -3,6 +3,7 @@
 import datetime
 import inspect
 import io
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -95,6 +96,17 @@ def print_config(config: Config) -> None:
     for section, fields in config.model_dump().items():
         shown = "  ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
         print(f"{section:9} {shown}")
+
+
+def run_name(given: str, kind: str) -> str:
+    """The name that was given, or one of kind and time of day.
+
+    Raises:
+        ValueError: a name that is no plain folder name.
+    """
+    if given and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", given):
+        raise ValueError(f"name: {given!r} is not made of letters, digits, '.', '_' and '-' alone")
+    return given or stamped(kind)
 
 
 def stamped(name: str) -> str:

@@ -56,8 +56,10 @@ class Resources:
         """Resources with what is not given taken from the cluster: a GPU a worker when it has any, a CPU a worker.
 
         Raises:
-            ValueError: the cluster, as it is now, can never hold that many workers.
+            ValueError: fewer than one worker, or more than the cluster, as it is now, can ever hold.
         """
+        if workers < 1:
+            raise ValueError(f"workers: {workers} is too few; at least 1")
         total = ray.cluster_resources()
         if gpus_per_worker is None:
             gpus_per_worker = 1.0 if total.get("GPU", 0) > 0 else 0.0

@@ -85,7 +85,7 @@ class Options:
     """CPUs of each rank; 1 unless given."""
     gpus_per_worker: float | None = None
     """GPUs of each rank; 1 when the cluster has GPUs, else 0."""
-    name: str | None = None
+    name: str = ""
     """Names the run in MLflow and its folder; a time stamp is added when unset."""
     storage: str = ""
     """Where checkpoints go: a path that every node sees, or a URI. Default: runs/ray."""
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with command_line.one_line_errors():
         resources = session.Resources.of(options.workers, options.cpus_per_worker, options.gpus_per_worker)
         store = Store.open()
-        name = options.name or command_line.stamped(config.data.dataset)
+        name = command_line.run_name(options.name, config.data.dataset)
         command_line.print_config(config)
         job = Job(config, name, store, tags={"kind": "train"})
         result = fit(job, resources, name=name, storage=session.local_path(options.storage or session.storage()))

@@ -64,12 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     options = command_line.parse(Options, words, budget="short")
     config = options.config.replace(**{"evaluate.score_weight": options.objective.weight, "tcm.weight": 0.0})
+    storage = session.local_path(options.storage or session.storage())
+    with command_line.one_line_errors(status=2):
+        if options.trials < 1:
+            raise ValueError(f"trials: {options.trials} is too few; at least 1")
+        name = _name(options, storage)
     splits = command_line.preflight(config)
     session.connect()
     with command_line.one_line_errors():
         resources = session.Resources.of(options.workers_per_trial, options.cpus_per_worker, options.gpus_per_worker)
-        storage = session.local_path(options.storage or session.storage())
-        name = _name(options, storage)
         store = Store.open()
         parent = store.start(name, params=_params(options, config), tags={"kind": "search"}, key=name)
         command_line.print_config(config)
@@ -217,10 +220,15 @@ def _overhead() -> str:
 
 
 def _name(options: Options, storage: str) -> str:
+    name = command_line.run_name(options.name, options.config.data.dataset)
     if not options.resume:
-        return options.name or command_line.stamped(options.config.data.dataset)
+        if (Path(storage) / name).exists():
+            raise ValueError(f"name: there is a search {name} in {storage} already; --resume goes on with it")
+        return name
     if options.name:
-        return options.name
+        if "://" not in storage and not (Path(storage) / name / "tuner.pkl").exists():
+            raise ValueError(f"--resume: there is no search {name} in {storage}")
+        return name
     if "://" in storage:
         raise ValueError("--resume with a remote --storage needs the --name of the search")
     found = sorted(Path(storage).glob("*/tuner.pkl"), key=lambda path: path.stat().st_mtime)

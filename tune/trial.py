@@ -1,7 +1,8 @@
 """One trial of a search, as it runs on a worker."""
 
 import itertools
-from dataclasses import dataclass, replace
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray.train
@@ -73,16 +74,11 @@ def _in_this_process(job: Job) -> None:
 
 
 def _over_workers(job: Job, study: Study) -> None:
-    # A run again after an interruption must not resume Ray Train's record of the first: its checkpoint may be gone.
-    attempt = f"{study.name}-trial-{job.tags['trial']}-{ray.tune.get_context().get_trial_id()}"
-    name = f"{attempt}-{next(_trials_of_this_process)}"
-    result = train.fit(
-        replace(job),
-        study.resources,
-        name=name,
-        storage=study.storage,
-        callbacks=[TuneReportCallback()],
-    )
+    # A new name each time: a trial that is run again after an interruption begins anew, as in a single process, and
+    # Ray Train would otherwise take up the record of the first time.
+    name = f"{study.name}-trial-{job.tags['trial']}-{uuid.uuid4().hex[:8]}"
+    callbacks = [TuneReportCallback()]
+    result = train.fit(job, study.resources, name=name, storage=study.storage, callbacks=callbacks)
     if result.metrics is None or result.checkpoint is None:
         raise RuntimeError(f"{job.name} ended without a report")
     # The last epoch's report carries no path when an earlier epoch was the best.

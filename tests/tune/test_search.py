@@ -138,8 +138,26 @@ def test_a_folder_of_photographs_is_searched(here: Path, capsys: pytest.CaptureF
     assert "alias champion" in capsys.readouterr().out
 
 
-def test_there_must_be_a_search_to_go_on_with(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resume"], "there is no search to go on with in "),
+        (["--resume", "--name", "nobody"], "there is no search nobody in "),
+        (["--name", "taken"], "there is a search taken in "),
+        (["--name", "it's"], "is not made of letters, digits"),
+        (["--trials", "0"], "trials: 0 is too few; at least 1"),
+    ],
+)
+def test_a_search_that_cannot_begin_is_refused_before_ray(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "ray" / "taken").mkdir(parents=True)
     with pytest.raises(SystemExit) as stop:
-        search.main([*DIGITS, "--resume"])
-    assert stop.value.code == 1
-    assert "there is no search to go on with in " in capsys.readouterr().err
+        search.main([*DIGITS, *words])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
