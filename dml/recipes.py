@@ -17,7 +17,7 @@ def glyphs(budget: Budget = "full") -> Config:
     """Characters of the typefaces that matplotlib ships: about 2,000 classes, half of them never seen in training."""
     short = budget == "short"
     return Config().replace(
-        **{"optim.lr": 3e-3, "train.epochs": 4 if short else 32, "train.eval_every": 1 if short else 4}
+        **{"optim.lr": 3e-3, "train.epochs": 4 if short else 48, "train.eval_every": 1 if short else 4}
     )
 
 
