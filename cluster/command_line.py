@@ -18,7 +18,7 @@ import tyro
 
 from cluster import session
 from cluster.worker import TrainingError
-from dml import encoders, evaluate, losses, recipes
+from dml import encoders, loop, losses, recipes
 from dml.config import Config
 from dml.data import datasets
 from dml.names import unknown
@@ -72,8 +72,7 @@ def preflight(config: Config) -> datasets.Splits:
     """
     with one_line_errors(status=2):
         splits = datasets.load(config.data)
-        datasets.check(splits, config.batch)
-        evaluate.check(splits.val, config.evaluate)
+        loop.check(splits, config)
     return splits
 
 

@@ -12,12 +12,8 @@ import torch
 from cluster.tracking import runs_dir
 
 
-def connect(*, num_cpus: int | None = None) -> None:
-    """Joins the cluster at RAY_ADDRESS, or starts a local Ray on this machine; does nothing when connected already.
-
-    Args:
-        num_cpus: CPUs of a local Ray; all of this machine's by default.
-    """
+def connect() -> None:
+    """Joins the cluster at RAY_ADDRESS, or starts a local Ray on this machine; does nothing when connected already."""
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
@@ -26,13 +22,7 @@ def connect(*, num_cpus: int | None = None) -> None:
     else:
         # Ray would warn about settings of later releases at every start.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 @dataclass(frozen=True)

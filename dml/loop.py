@@ -77,8 +77,7 @@ def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[S
         NonFiniteLossError: within log_every steps after a loss became NaN or infinite.
         DataError: splits that cannot be trained on.
     """
-    datasets.check(splits, config.batch)
-    evaluation.check(splits.val, config.evaluate)
+    check(splits, config)
     group = gather.default_group()
     run = _Run(config, len(splits.train.classes), device, group)
     per_epoch = config.train.steps_per_epoch or sampler.steps_per_epoch(splits.train.labels_N, config.batch)
@@ -105,6 +104,12 @@ def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[S
             metrics["train/loss"] = sum(epoch_losses) / len(epoch_losses)
             metrics["train/images_per_second"] = rate
             yield EpochReport(epoch, step, metrics, run.encoder, run.loss)
+
+
+def check(splits: Splits, config: Config) -> None:
+    """Raises DataError when these splits cannot be trained on, or not be evaluated, with this config."""
+    datasets.check(splits, config.batch)
+    evaluation.check(splits.val, config.evaluate)
 
 
 class _Run:
