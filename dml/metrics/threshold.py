@@ -12,41 +12,34 @@ root is in units of utility: class utilities differ by about that much.
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 
+from dml.gather import Group
 from dml.metrics.inputs import Array, Counts, Floats, full_precision
-from dml.metrics.operating_points import (
-    Distance,
-    OperatingPoint,
-    calibrate,
-    cell_of_far,
-    check_distance,
-    to_distance,
-    to_similarity,
-)
-from dml.metrics.pair_counts import (
-    SortedRows,
-    cell_edge,
-    count_accepted,
-    sampled_negatives_histogram,
-    similarity_histograms,
-)
+from dml.metrics.operating_points import OperatingPoint, calibrate
+from dml.metrics.pair_counts import PairGrid, cell_edge, cell_of, count_accepted
+from dml.metrics.pair_distances import Distance, check_distance, to_similarity
+from dml.metrics.threshold_range import Bounds, RangeFrom, ThresholdRange
+from dml.names import unknown
 
 __all__ = [
     "OperatingPoint",
+    "Reference",
     "ThresholdCurves",
     "calibrate",
     "epsilon_opis",
     "mean_utility",
     "noise_floor",
     "opis",
+    "sqrt_opis",
     "threshold_curves",
     "utility",
 ]
 
-SAMPLE = 10_000_000
-"""Negative pairs that the calibration range is found from, where there are more."""
+Reference: TypeAlias = Literal["classes", "thresholds"]
+
 _EXACT_PAIRS = 1000
 
 
@@ -61,76 +54,88 @@ class ThresholdCurves:
     specificity_CT: Floats
     """Rejected negatives / negatives of the class (1 - FAR)."""
     classes_C: Counts
-    """Labels of the classes with at least two samples, ascending."""
+    """Labels of the classes with a positive, ascending."""
     positives_C: Counts
-    """Unordered pairs of two samples of the class."""
+    """Unordered pairs of two samples of the class; pairs of a query of the class and a gallery item of it."""
     negatives_C: Counts
-    """Unordered pairs with exactly one end in the class."""
+    """Unordered pairs with exactly one end in the class; pairs of a query of the class and any other gallery item."""
     singletons: int
-    """Classes with one sample: they have no curves, but are negatives of the others."""
+    """Classes with one sample (queries that the gallery has no item for): no curves, but negatives of the others."""
     distance: Distance
     """"euclidean" or "cosine"."""
-    far_range: tuple[float, float]
-    """The global FAR bounds that the range was calibrated to."""
+    range_from: RangeFrom
+    """What the ends of the range are: thresholds of two global FARs ("far") or FRRs ("frr"), or given ("distance")."""
+    range_bounds: Bounds
+    """Lower and upper of those; the upper FRR is that of the lower threshold."""
 
 
 def threshold_curves(
     embeddings_ND: Array,
     labels_N: Array,
     *,
-    far_range: tuple[float, float] = (0.01, 0.10),
+    gallery: tuple[Array, Array] | None = None,
+    far_range: Bounds | None = None,
+    frr_range: Bounds | None = None,
+    distance_range: Bounds | None = None,
     num_thresholds: int = 101,
     distance: Distance = "euclidean",
+    group: Group | None = None,
 ) -> ThresholdCurves:
-    """Measure every class at equally spaced thresholds in the range that two global false accept rates span.
+    """Measure every class at equally spaced thresholds, from all unordered pairs or from all queries x gallery items.
 
-    The counts are exact, over all unordered pairs. The ends of the range are the largest thresholds whose FAR, over the
-    negative pairs of all classes together, is at most the bound: found from all negatives up to 10 million, from a
-    seeded sample of 10 million beyond. Memory: the sorted rows, a few tiles of 512 x 512 similarities a thread, and
-    the counts.
+    The counts at the thresholds are exact. At most one of three ranges says where the thresholds lie; without any it is
+    far_range=(0.01, 0.10). Memory: the sorted rows, a few tiles of similarities a thread, and the counts.
 
     Args:
         embeddings_ND: (N, D) floats of any width, NumPy or torch, any device. Rows are normalised and computed in
-            float32 (float64 input in float64) there.
+            float32 (float64 input in float64) there. The queries, where there is a gallery.
         labels_N: (N,) integers.
-        far_range: lower and upper bound of the global FAR.
+        gallery: embeddings (G, D) and labels (G,). A query class's positives are its queries x the items of its label,
+            its negatives its queries x all other items; classes of the gallery alone have no curve.
+        far_range: lower and upper bound of the global FAR, over the negatives of all classes together. The ends are the
+            largest thresholds with at most that FAR: found from all negatives up to 10 million, from a seeded sample of
+            10 million beyond.
+        frr_range: lower and upper bound of the global FRR, over the positives of all classes together. The ends are the
+            smallest thresholds with at most that FRR: the first threshold is that of the upper bound, the last that of
+            the lower, since a farther threshold rejects fewer. Found from all positives.
+        distance_range: the first and the last threshold, in the chosen distance, within 0 and 2.
         num_thresholds: T, at least 2; both ends are included.
         distance: "euclidean", sqrt(2 - 2 s) in [0, 2], or "cosine", 1 - s in [0, 2]. Equal steps in one are not equal
             steps in the other, so figures of the two do not compare.
+        group: ranks that share the work, each with the same arrays and all with the same result; None for this process.
 
     Raises:
-        ValueError: bad input (see `dml.metrics.inputs.unit_rows`), bounds not 0 < low < high < 1, or a bound that these
-            negatives do not resolve.
+        ValueError: bad input (see `dml.metrics.inputs`), more than one range, bounds that do not ascend within their
+            limits, or a bound that these pairs do not resolve (`UnreachableFARError` for a FAR).
     """
     check_distance(distance)
-    low, high = (float(bound) for bound in far_range)
-    if not 0 < low < high < 1:
-        raise ValueError(f"far_range needs 0 < low < high < 1, got {low:g} and {high:g}")
+    chosen = ThresholdRange.chosen(far_range, frr_range, distance_range)
     if num_thresholds < 2:
         raise ValueError(f"num_thresholds must be at least 2, got {num_thresholds}")
-    rows = SortedRows.of(embeddings_ND, labels_N)
-    with full_precision(rows.rows_MD.device):
-        # A sample cannot place a FAR that only a handful of its pairs lie below.
-        exact = rows.negatives <= SAMPLE or low * SAMPLE < 1000
-        negatives = similarity_histograms(rows)[1] if exact else sampled_negatives_histogram(rows, SAMPLE)
-        ends = to_distance(np.array([cell_edge(cell_of_far(negatives, far)) for far in (low, high)]), distance)
-        thresholds_T = np.linspace(ends[0], ends[1], num_thresholds)
-        accepted_pos_CT, accepted_neg_CT = count_accepted(rows, to_similarity(thresholds_T, distance))
-    sizes_C = rows.sizes_C.cpu().numpy()
-    kept = sizes_C >= 2
-    sizes = sizes_C[kept]
-    positives_C, negatives_C = sizes * (sizes - 1) // 2, sizes * (rows.n - sizes)
+    grid = PairGrid.of(embeddings_ND, labels_N, gallery)
+    with full_precision(grid.device):
+        thresholds_T = np.linspace(*chosen.ends(grid, distance, group), num_thresholds)
+        accepted_pos_CT, accepted_neg_CT = count_accepted(grid, _edges(thresholds_T, distance), group)
+    kept = grid.positives_C > 0
+    positives_C, negatives_C = grid.positives_C[kept], grid.negatives_C[kept]
     return ThresholdCurves(
         thresholds_T=thresholds_T,
         sensitivity_CT=accepted_pos_CT[kept] / positives_C[:, None],
-        specificity_CT=1.0 - accepted_neg_CT[kept] / negatives_C[:, None],
-        classes_C=rows.labels_C.cpu().numpy()[kept],
+        specificity_CT=1.0 - np.divide(accepted_neg_CT[kept], negatives_C[:, None]),
+        classes_C=grid.labels_C[kept],
         positives_C=positives_C,
         negatives_C=negatives_C,
         singletons=int((~kept).sum()),
         distance=distance,
-        far_range=(low, high),
+        range_from=chosen.made_from,
+        range_bounds=chosen.bounds,
     )
+
+
+def _edges(thresholds_T: Floats, distance: Distance) -> Floats:
+    # Rounding moves the similarity of duplicates off 1 and that of opposites off -1: they stay inside their cells.
+    edges_T = to_similarity(thresholds_T, distance)
+    return np.where(edges_T <= -1, cell_edge(cell_of(-1.0)), np.minimum(edges_T, cell_edge(cell_of(1.0))))
 
 
 def utility(curves: ThresholdCurves, c: float = 1.0) -> Floats:
@@ -144,12 +149,31 @@ def utility(curves: ThresholdCurves, c: float = 1.0) -> Floats:
     return _utility(curves.sensitivity_CT, curves.specificity_CT, c)
 
 
-def opis(curves: ThresholdCurves, c: float = 1.0) -> float:
-    """Operating-point-inconsistency score: the variance of utility over classes, averaged over thresholds.
+def opis(curves: ThresholdCurves, c: float = 1.0, reference: Reference = "classes") -> float:
+    """Operating-point-inconsistency score (arXiv 2307.04047): how far utilities lie from their reference; 0 is best.
 
-    Mean over classes and thresholds of (U_i(d) - mean over classes of U(d))^2; 0 is consistent (arXiv 2307.04047).
+    Args:
+        curves: of `threshold_curves`.
+        c: weight of the utility.
+        reference: "classes": mean over classes and thresholds d of (U_i(d) - mean over classes of U(d))^2, the
+            variance of utility over classes, averaged over thresholds. "thresholds": of (U_i(d) - mean over thresholds
+            of U_i)^2, how far each class strays from its own average over the range.
+
+    Returns:
+        In [0, 0.25].
+
+    Raises:
+        ValueError: an unknown reference.
     """
-    return float(utility(curves, c).var(axis=0).mean())
+    references: dict[str, int] = {"classes": 0, "thresholds": 1}
+    if reference not in references:
+        raise ValueError(unknown("reference", reference, references))
+    return float(utility(curves, c).var(axis=references[reference]).mean())
+
+
+def sqrt_opis(curves: ThresholdCurves, c: float = 1.0, reference: Reference = "classes") -> float:
+    """The square root of `opis`, in [0, 0.5] and in units of utility: class utilities differ by about this much."""
+    return math.sqrt(opis(curves, c, reference))
 
 
 def epsilon_opis(curves: ThresholdCurves, epsilon: float = 0.1, c: float = 1.0) -> float:

@@ -1,6 +1,7 @@
 """Runs a function on real gloo ranks: one process each, results back by rank."""
 
 import multiprocessing
+import queue
 import socket
 import traceback
 from collections.abc import Callable
@@ -17,19 +18,24 @@ def run(world: int, function: Callable[..., Any], *args: Any, timeout: float = 1
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "dml.loop"])
-    results = context.SimpleQueue()
+    results = context.Queue()
     ranks = [context.Process(target=_rank, args=(r, world, port, function, args, results)) for r in range(world)]
     for process in ranks:
         process.start()
     found: dict[int, Any] = {}
     try:
-        for process in ranks:
-            process.join(timeout)
-            assert process.exitcode is not None, "a rank hangs: ranks disagree on a collective"
-        while not results.empty():
-            rank, value, error = results.get()
+        while len(found) < world:
+            try:
+                rank, value, error = results.get(timeout=timeout)
+            except queue.Empty:
+                silent = sorted(set(range(world)) - set(found))
+                raise AssertionError(
+                    f"ranks {silent} died or hang, perhaps since ranks disagree on a collective"
+                ) from None
             assert not error, f"rank {rank}: {error}"
             found[rank] = value
+        for process in ranks:
+            process.join(timeout)
     finally:
         for process in ranks:
             process.kill()

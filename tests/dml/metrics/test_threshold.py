@@ -9,14 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dml.metrics import threshold
-from dml.metrics.operating_points import to_similarity
+from dml.metrics import threshold_range
+from dml.metrics.operating_points import UnreachableFARError
+from dml.metrics.pair_distances import to_similarity
 from dml.metrics.threshold import (
     ThresholdCurves,
     epsilon_opis,
     mean_utility,
     noise_floor,
     opis,
+    sqrt_opis,
     threshold_curves,
     utility,
 )
@@ -123,7 +125,8 @@ def made_up(sensitivity, specificity, positives=10, negatives=1000):
         negatives_C=np.broadcast_to(np.asarray(negatives), (classes,)),
         singletons=0,
         distance="euclidean",
-        far_range=(0.01, 0.1),
+        range_from="far",
+        range_bounds=(0.01, 0.1),
     )
 
 
@@ -170,6 +173,128 @@ def test_singletons_count_as_negatives_of_the_others():
     assert curves.specificity_CT[:, 0].tolist() == [1 - 2 / 8, 1.0]
 
 
+def oracle_frr_threshold(pairs, frr, distance):
+    """The nearest positive at which rejecting all that are farther (by more than 1e-9) keeps to this FRR."""
+    positives = sorted(distance_of(s, distance) for a, b, s in pairs if a == b)
+    return min(d for d in positives if sum(other > d + 1e-9 for other in positives) / len(positives) <= frr)
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@pytest.mark.parametrize("name", SETS)
+def test_a_range_from_frr_bounds_ascends_in_distance(name, distance):
+    rows, labels = SETS[name]
+    pairs = pair_list(rows, labels)
+    low, high = 0.1, 0.6
+    curves = threshold_curves(rows, labels, frr_range=(low, high), num_thresholds=5, distance=distance)
+    ends = [oracle_frr_threshold(pairs, frr, distance) for frr in (high, low)]
+    assert_same_thresholds(curves.thresholds_T[[0, -1]], ends, distance)
+    assert (curves.range_from, curves.range_bounds) == ("frr", (low, high))
+    sensitivity, specificity = oracle_curves(pairs, labels, curves.thresholds_T, distance)
+    np.testing.assert_allclose(curves.sensitivity_CT, sensitivity, atol=1e-12)
+    np.testing.assert_allclose(curves.specificity_CT, specificity, atol=1e-12)
+    accepted = (curves.sensitivity_CT * curves.positives_C[:, None]).sum(0) / curves.positives_C.sum()
+    assert 1 - high - 1e-12 <= accepted[0] <= accepted[-1]
+    assert accepted[-1] >= 1 - low - 1e-12
+
+
+@pytest.mark.parametrize(("distance", "bounds"), [("euclidean", (0.3, 1.3)), ("cosine", (0.05, 0.9))])
+@pytest.mark.parametrize("name", SETS)
+def test_a_range_given_as_distances(name, distance, bounds):
+    rows, labels = SETS[name]
+    curves = threshold_curves(rows, labels, distance_range=bounds, num_thresholds=6, distance=distance)
+    np.testing.assert_array_equal(curves.thresholds_T, np.linspace(*bounds, 6))
+    assert (curves.range_from, curves.range_bounds) == ("distance", bounds)
+    sensitivity, specificity = oracle_curves(pair_list(rows, labels), labels, curves.thresholds_T, distance)
+    np.testing.assert_allclose(curves.sensitivity_CT, sensitivity, atol=1e-12)
+    np.testing.assert_allclose(curves.specificity_CT, specificity, atol=1e-12)
+
+
+def test_a_calibrated_range_given_again_as_distances_gives_the_same_curves():
+    rows, labels = SETS["ties and duplicates"]
+    for distance in ("euclidean", "cosine"):
+        curves = threshold_curves(rows.astype(np.float32), labels, far_range=(0.05, 0.4), distance=distance)
+        again = threshold_curves(
+            rows.astype(np.float32), labels, distance_range=tuple(curves.thresholds_T[[0, -1]]), distance=distance
+        )
+        for field in ("thresholds_T", "sensitivity_CT", "specificity_CT"):
+            np.testing.assert_array_equal(getattr(again, field), getattr(curves, field))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_no_rounding_keeps_duplicates_out_at_0_or_opposites_at_2(distance, dtype):
+    rng = np.random.default_rng(0)
+    point = rng.standard_normal((10, 77)).repeat(4, axis=0)
+    rows = np.concatenate([point, -point]).astype(dtype)
+    labels = np.concatenate([np.arange(10).repeat(4), np.arange(10).repeat(4)[::-1]])
+    curves = threshold_curves(rows, labels, distance_range=(0, 2), num_thresholds=3, distance=distance)
+    # Of each class 4 samples are one point and 4 another: 12 of its 28 pairs are duplicates, 16 are not.
+    assert (curves.sensitivity_CT[:, [0, -1]] == [12 / 28, 1]).all()
+    assert (curves.specificity_CT[:, [0, -1]] == [1, 0]).all()
+
+
+def test_embeddings_all_alike_have_curves_at_given_distances_only():
+    rows, labels = np.ones((40, 16), np.float32), np.arange(40) % 8
+    curves = threshold_curves(rows, labels, distance_range=(0, 0.5))
+    assert (curves.sensitivity_CT == 1).all()
+    assert (curves.specificity_CT == 0).all()
+    assert (opis(curves), sqrt_opis(curves), mean_utility(curves), noise_floor(curves)) == (0, 0, 0, 0)
+    with pytest.raises(UnreachableFARError, match="700 negative pairs resolve no FAR below 1"):
+        threshold_curves(rows, labels)
+    with pytest.raises(ValueError, match=r"FRR 0\.1 cannot be told from 0: 80 positive pairs resolve no FRR below 1"):
+        threshold_curves(rows, labels, frr_range=(0.1, 0.5))
+
+
+GALLERIES = {
+    "random": (gaussians(9, 3, seed=5), gaussians(9, 6, seed=5)),
+    "queries without an item, items without a query": (
+        (gaussians(6, 4)[0], gaussians(6, 4)[1] * 2),
+        (gaussians(9, 5)[0], gaussians(9, 5)[1]),
+    ),
+    "ties and duplicates": (lattice(40, 5), lattice(70, 7, seed=1)),
+    "one query": (gaussians(1, 1), gaussians(5, 4)),
+    "the gallery is asked about itself": (SETS["ragged"], SETS["ragged"]),
+}
+BOUNDS = {"far_range": (0.07, 0.4), "frr_range": (0.3, 0.7), "distance_range": (0.41, 1.21)}
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@pytest.mark.parametrize("name", GALLERIES)
+def test_queries_against_a_gallery_equal_counting_over_pairs(name, distance, kind):
+    (queries, labels), (items, item_labels) = GALLERIES[name]
+    pairs = [
+        (*own, s)
+        for *own, s in (
+            (int(a), int(b), float(x @ y / np.linalg.norm(x) / np.linalg.norm(y)))
+            for x, a in zip(queries, labels, strict=True)
+            for y, b in zip(items, item_labels, strict=True)
+        )
+    ]
+    curves = threshold_curves(
+        queries, labels, gallery=(items, item_labels), **{kind: BOUNDS[kind]}, num_thresholds=7, distance=distance
+    )
+    low, high = BOUNDS[kind]
+    if kind == "far_range":
+        ends = [oracle_threshold(pairs, far, distance) for far in (low, high)]
+    elif kind == "frr_range":
+        ends = [oracle_frr_threshold(pairs, frr, distance) for frr in (high, low)]
+    else:
+        ends = [low, high]
+    assert_same_thresholds(curves.thresholds_T[[0, -1]], ends, distance)
+    asked = sorted(set(labels.tolist()))
+    answered = [label for label in asked if label in item_labels]
+    assert curves.classes_C.tolist() == answered
+    assert curves.singletons == len(asked) - len(answered)
+    for i, label in enumerate(answered):
+        own = [distance_of(s, distance) for a, b, s in pairs if a == b == label]
+        other = [distance_of(s, distance) for a, b, s in pairs if a == label != b]
+        assert (curves.positives_C[i], curves.negatives_C[i]) == (len(own), len(other))
+        near, far = ([sum(d <= t for d in side) / len(side) for t in curves.thresholds_T] for side in (own, other))
+        np.testing.assert_allclose(curves.sensitivity_CT[i], near, atol=1e-12)
+        np.testing.assert_allclose(1 - curves.specificity_CT[i], far, atol=1e-12)
+
+
 def test_pooled_far_at_the_ends_is_the_largest_within_the_bounds():
     rows, labels = SETS["random"]
     negatives = sorted(distance_of(s, "euclidean") for a, b, s in pair_list(rows, labels) if a != b)
@@ -193,7 +318,7 @@ def test_ties_are_accepted_together_or_not_at_all():
 def test_tile_size_changes_nothing(name, tile, monkeypatch):
     rows, labels = SETS[name]
     whole = threshold_curves(rows, labels, far_range=(0.05, 0.4))
-    monkeypatch.setattr("dml.metrics.pair_counts.TILE", tile)
+    monkeypatch.setattr("dml.metrics.pair_grid.TILE", tile)
     tiled = threshold_curves(rows, labels, far_range=(0.05, 0.4))
     for field in ("thresholds_T", "sensitivity_CT", "specificity_CT"):
         np.testing.assert_array_equal(getattr(tiled, field), getattr(whole, field))
@@ -201,7 +326,7 @@ def test_tile_size_changes_nothing(name, tile, monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_number_of_threads_changes_nothing(threads, monkeypatch):
-    monkeypatch.setattr("dml.metrics.pair_counts.TILE", 16)
+    monkeypatch.setattr("dml.metrics.pair_grid.TILE", 16)
     rows, labels = gaussians(20, 11)
     before = torch.get_num_threads()
     try:
@@ -219,7 +344,7 @@ def test_number_of_threads_changes_nothing(threads, monkeypatch):
 def test_a_sampled_range_is_close_and_its_counts_stay_exact(monkeypatch):
     rows, labels = gaussians(150, 10)
     exact = threshold_curves(rows, labels)
-    monkeypatch.setattr(threshold, "SAMPLE", 200_000)
+    monkeypatch.setattr(threshold_range, "SAMPLE", 200_000)
     sampled = threshold_curves(rows, labels)
     assert sampled.thresholds_T[0] != exact.thresholds_T[0]
     far = ((1 - sampled.specificity_CT) * sampled.negatives_C[:, None]).sum(0) / sampled.negatives_C.sum()
@@ -235,7 +360,7 @@ def test_a_sampled_range_is_close_and_its_counts_stay_exact(monkeypatch):
 def test_a_bound_too_fine_for_the_sample_uses_every_negative(monkeypatch):
     rows, labels = gaussians(60, 5)
     exact = threshold_curves(rows, labels, far_range=(0.001, 0.1))
-    monkeypatch.setattr(threshold, "SAMPLE", 20_000)
+    monkeypatch.setattr(threshold_range, "SAMPLE", 20_000)
     np.testing.assert_array_equal(
         threshold_curves(rows, labels, far_range=(0.001, 0.1)).thresholds_T, exact.thresholds_T
     )
@@ -271,8 +396,27 @@ def test_epsilon_opis_ranks_classes_anew_at_every_threshold():
     assert epsilon_opis(curves, 0.1) == pytest.approx((1 - 2 / 3) ** 2)
 
 
-def test_opis_has_no_square_root():
-    assert opis(made_up([[1.0], [0.5]], [[1.0], [1.0]])) == pytest.approx(((1 - 2 / 3) / 2) ** 2)
+def test_opis_has_no_square_root_and_sqrt_opis_has():
+    curves = made_up([[1.0], [0.5]], [[1.0], [1.0]])
+    assert opis(curves) == pytest.approx(((1 - 2 / 3) / 2) ** 2)
+    assert sqrt_opis(curves) == pytest.approx((1 - 2 / 3) / 2)
+
+
+def test_opis_against_a_class_its_own_average():
+    level = made_up([[1.0, 1.0], [0.5, 0.5]], np.ones((2, 2)))
+    assert opis(level, reference="thresholds") == 0 < opis(level)
+    alike = made_up([[1.0, 0.5], [1.0, 0.5]], np.ones((2, 2)))
+    assert opis(alike) == 0 < opis(alike, reference="thresholds")
+    assert sqrt_opis(alike, reference="thresholds") == pytest.approx((1 - 2 / 3) / 2)
+    curves = threshold_curves(*SETS["ragged"], far_range=(0.05, 0.4), num_thresholds=7)
+    expected = oracle_utility(curves, 2.0)
+    squares = [(u - sum(row) / len(row)) ** 2 for row in expected.tolist() for u in row]
+    assert opis(curves, 2.0, reference="thresholds") == pytest.approx(sum(squares) / len(squares), abs=1e-15)
+
+
+def test_an_unknown_reference_is_named():
+    with pytest.raises(ValueError, match="unknown reference 'class'; valid: classes, thresholds"):
+        opis(made_up([[1.0]], [[1.0]]), reference="class")
 
 
 def test_opis_is_zero_for_classes_that_are_copies_of_each_other():
@@ -440,6 +584,13 @@ def spoiled(row, value):
         (ROWS, LABELS, {"far_range": (0.1, 1.0)}, "got 0.1 and 1"),
         (ROWS, LABELS, {"far_range": (0.001, 0.1)}, r"FAR 0.001 cannot be reached: 375 negative .* below 0.00267"),
         (np.ones((30, 3)), LABELS, {}, "375 negative pairs resolve no FAR below 1"),
+        (ROWS, LABELS, {"frr_range": (0.5, 0.1)}, "frr_range needs 0 < low < high < 1, got 0.5 and 0.1"),
+        (ROWS, LABELS, {"frr_range": (0.001, 0.1)}, "FRR 0.001 .* 60 positive pairs resolve no FRR below 0.0167"),
+        (ROWS, LABELS, {"distance_range": (0.5, 0.5)}, "distance_range needs 0 <= low < high <= 2, got 0.5 and 0.5"),
+        (ROWS, LABELS, {"distance_range": (0.5, 2.5)}, "got 0.5 and 2.5"),
+        (ROWS, LABELS, {"distance_range": (float("nan"), 1)}, "got nan and 1"),
+        (ROWS, LABELS, {"far_range": (0.1, 0.2), "frr_range": (0.1, 0.2)}, "one of .* got far and frr"),
+        (ROWS, LABELS, {"gallery": (ROWS, LABELS + 9)}, "gallery item of its label, got none among 30 queries"),
         (ROWS, LABELS, {"num_thresholds": 1}, "at least 2, got 1"),
         (ROWS, LABELS, {"distance": "euclidian"}, "unknown distance 'euclidian'; valid: euclidean, cosine"),
     ],
