@@ -1,7 +1,4 @@
-"""Figures hold what the results say, and are drawn without pyplot or a display."""
-
-import subprocess
-import sys
+"""Every class's utility is drawn as it is, and the range is named as it was chosen."""
 
 import numpy as np
 import pytest
@@ -50,30 +47,17 @@ def test_models_over_different_distances_do_not_compare():
         plots.compare_utility(curves(10), curves(10, distance="cosine"))
 
 
-def test_search_marks_baseline_and_winner():
-    rows = [
-        {"number": 0, "recall": 0.9, "opis": 0.04, "state": "baseline"},
-        {"number": 1, "recall": 0.8, "opis": 0.09, "state": "other"},
-        {"number": 2, "recall": 0.95, "opis": 0.01, "state": "winner"},
-    ]
-    axes = plots.search_scatter(rows).axes[0]
-    drawn = {points.get_label(): points.get_offsets().tolist() for points in axes.collections}
-    assert drawn["baseline, no TCM"] == [[pytest.approx(0.2), 0.9]]
-    assert drawn["winner"] == [[pytest.approx(0.1), 0.95]]
-    assert [text.get_text() for text in axes.texts] == ["0", "1", "2"]
-
-
-def test_a_search_needs_trials_of_known_states():
-    with pytest.raises(ValueError, match="at least one trial"):
-        plots.search_scatter([])
-    with pytest.raises(ValueError, match="unknown state 'won'; valid: winner"):
-        plots.search_scatter([{"number": 0, "recall": 1.0, "opis": 0.0, "state": "won"}])
-
-
-def test_neither_importing_nor_drawing_loads_pyplot():
-    code = (
-        "import sys, dml.plots as plots; assert 'matplotlib' not in sys.modules\n"
-        "plots.search_scatter([{'number': 0, 'recall': 1, 'opis': 0, 'state': 'other'}])\n"
-        "assert 'matplotlib.pyplot' not in sys.modules"
+@pytest.mark.parametrize(
+    ("bounds", "written"),
+    [
+        ({"far_range": (0.05, 0.2)}, ["FAR 0.05", "FAR 0.2"]),
+        ({"frr_range": (0.05, 0.2)}, ["FRR 0.2", "FRR 0.05"]),  # a nearer threshold rejects more
+        ({"distance_range": (0.5, 1.2)}, ["distance 0.5", "distance 1.2"]),
+    ],
+)
+def test_the_ends_of_the_range_say_what_they_are(bounds, written):
+    result = curves(10, **bounds)
+    axes = plots.utility_curves(result).axes[0]
+    assert [(note.get_text(), note.xy[0]) for note in axes.texts] == list(
+        zip(written, result.thresholds_T[[0, -1]], strict=True)
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
