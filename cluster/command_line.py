@@ -49,19 +49,30 @@ def parse(options: type[Options], argv: Sequence[str], *, budget: recipes.Budget
         own = [field.replace("_", "-") for field in vars(default) if field != "config"]
         settings = [name for name in config.flat if not name.startswith("loss.options.")]
         valid = ["--recipe", "--budget", "--help", *(f"--{name}" for name in [*own, *settings, "loss.options"])]
-        known = {option.replace("_", "-") for option in valid}
-        for word in rest:
-            name = word.split("=")[0]
-            # A switch can be turned off too: --no-resume, --encoder.no-pretrained.
-            positive = name.replace("_", "-").replace("--no-", "--").replace(".no-", ".")
-            if name.startswith("--") and positive not in known:
-                raise ValueError(unknown("option", name, valid))
+        _refuse_unknown(rest, valid)
         if "--help" in rest or "-h" in rest:
             _print_recipes()
         parsed = _read(options, rest, default)
         config = _absolute(parsed.config)  # type: ignore[attr-defined]
         _check_names(config)
     return replace(parsed, config=config)  # type: ignore[type-var]
+
+
+def read(options: type[Options], argv: Sequence[str]) -> Options:
+    """Reads the options of a program that has no recipe.
+
+    Args:
+        options: a dataclass whose fields all have defaults.
+        argv: the words after the program's name.
+
+    Raises:
+        SystemExit: 2, after one line on stderr, for an unknown option or a value that is refused; 0 after --help.
+    """
+    with one_line_errors(status=2):
+        default = options()
+        names = [f"--{name.replace('_', '-')}" for name in vars(default)]
+        _refuse_unknown(argv, [*names, "--help"])
+        return _read(options, list(argv), default)
 
 
 def preflight(config: Config) -> datasets.Splits:
@@ -130,6 +141,16 @@ def _read(options: type[Options], words: list[str], default: Any) -> Options:
             cause = cause.__context__
         lines = [line.strip(" │╭╮╰╯─") for line in said.getvalue().splitlines()]
         raise ValueError(" ".join(takewhile(bool, lines[1:])) or "this command line cannot be read") from None
+
+
+def _refuse_unknown(words: Sequence[str], valid: Sequence[str]) -> None:
+    known = {option.replace("_", "-") for option in valid}
+    for word in words:
+        name = word.split("=")[0]
+        # A switch can be turned off too: --no-resume, --encoder.no-pretrained.
+        positive = name.replace("_", "-").replace("--no-", "--").replace(".no-", ".")
+        if name.startswith("--") and positive not in known:
+            raise ValueError(unknown("option", name, valid))
 
 
 def _absolute(config: Config) -> Config:

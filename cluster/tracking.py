@@ -152,6 +152,10 @@ class Run:
         """Logs a JSON artifact."""
         _client(self.uri).log_dict(self.run_id, dict(content), name)
 
+    def files(self, folder: Path) -> None:
+        """Logs all files of a folder as artifacts."""
+        _client(self.uri).log_artifacts(self.run_id, str(folder))
+
     @contextmanager
     def closing(self) -> Iterator[Self]:
         """Ends the run with the block: FINISHED; FAILED after an error, kept in a tag; KILLED when stopped."""

@@ -50,6 +50,15 @@ def fit(
             callbacks=cast(Any, [*callbacks]),  # typed as the callbacks of Ray's first Train API
         ),
     )
+    return finish(trainer)
+
+
+def finish(trainer: TorchTrainer) -> ray.train.Result:
+    """Runs a trainer to its end.
+
+    Raises:
+        TrainingError: a worker failed; the message carries its rank and the last line of its error.
+    """
     try:
         return trainer.fit()
     except ray.train.WorkerGroupError as failed:

@@ -1,5 +1,7 @@
 """A dataset's embeddings -> one flat dict of metrics."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -7,12 +9,22 @@ from dml import gather
 from dml.config import Config, EvaluateConfig
 from dml.data.datasets import DataError, ImageSet
 from dml.data.loader import eval_batches
-from dml.metrics import retrieval, threshold
-from dml.metrics.operating_points import UnreachableFARError
+from dml.metrics import operating_points, retrieval, threshold
+from dml.metrics.operating_points import OperatingPoint, UnreachableFARError
+
+Gallery = tuple[Tensor, Tensor]
+FAR_TARGETS = (1e-1, 1e-2, 1e-3)
+"""False accept rates that a model gets operating points for."""
 
 
 def embed(
-    encoder: nn.Module, data: ImageSet, config: Config, *, device: torch.device, group: gather.Group | None = None
+    encoder: nn.Module,
+    data: ImageSet,
+    config: Config,
+    *,
+    device: torch.device,
+    group: gather.Group | None = None,
+    done: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Embeds every image of a set, in order, with the evaluation transform; rows are split exactly over ranks.
 
@@ -22,6 +34,7 @@ def embed(
         config: transform, precision and batch.
         device: where the encoder lies.
         group: ranks that share the work; each gets all rows.
+        done: called after each batch with the number of its images, for a progress bar.
 
     Returns:
         float32 (N, D) on the device.
@@ -29,10 +42,11 @@ def embed(
     training = encoder.training
     encoder.eval()
     with torch.inference_mode(), autocast(config, device):
-        parts = [
-            encoder(batch.images.to(device, non_blocking=True))
-            for batch in eval_batches(data, config, rank=gather.rank(group), world=gather.world(group))
-        ]
+        parts = []
+        for batch in eval_batches(data, config, rank=gather.rank(group), world=gather.world(group)):
+            parts.append(encoder(batch.images.to(device, non_blocking=True)))
+            if done is not None:
+                done(len(batch.images))
         rows = torch.cat(parts) if parts else torch.empty(0, config.encoder.dim, device=device)
         everyone = gather.gather(rows, gather.row_counts(len(rows), group, device), group)
     encoder.train(training)
@@ -45,46 +59,76 @@ def autocast(config: Config, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
-def curves(embeddings_ND: Tensor, labels_N: Tensor, config: EvaluateConfig) -> threshold.ThresholdCurves:
-    """Threshold curves with the calibration range, grid and distance that a config states."""
-    return threshold.threshold_curves(
-        embeddings_ND,
-        labels_N,
-        far_range=(config.far_min, config.far_max),
-        num_thresholds=config.thresholds,
-        distance=config.distance,
-    )
+def curves(
+    embeddings_ND: Tensor,
+    labels_N: Tensor,
+    config: EvaluateConfig,
+    *,
+    gallery: Gallery | None = None,
+    group: gather.Group | None = None,
+) -> threshold.ThresholdCurves | None:
+    """Threshold curves with the calibration range, grid and distance that a config states.
+
+    Returns:
+        None for collapsed embeddings: so many negatives are as near as can be that no threshold reaches far_min.
+
+    Raises:
+        UnreachableFARError: there are too few negatives for far_min, whatever the embeddings.
+    """
+    try:
+        return threshold.threshold_curves(
+            embeddings_ND,
+            labels_N,
+            gallery=gallery,
+            far_range=(config.far_min, config.far_max),
+            num_thresholds=config.thresholds,
+            distance=config.distance,
+            group=group,
+        )
+    except UnreachableFARError:
+        if config.far_min * negative_pairs(labels_N) < 1:
+            raise
+        return None
 
 
-def measure(embeddings_ND: Tensor, labels_N: Tensor, config: EvaluateConfig) -> dict[str, float]:
+def measure(
+    embeddings_ND: Tensor, labels_N: Tensor, config: EvaluateConfig, *, group: gather.Group | None = None
+) -> dict[str, float]:
     """Recall@k, OPIS and what must stand beside it, and the score.
 
     Args:
-        embeddings_ND: floating (N, D).
+        embeddings_ND: floating (N, D), the same on every rank.
         labels_N: int64 (N,).
         config: calibration range, utility and score weight.
+        group: ranks that share the work; each gets the same figures.
 
     Returns:
         recall@1, recall@2, recall@4, recall@8, queries_left_out; opis, sqrt_opis, epsilon_opis, opis_noise_floor (the
         OPIS that the number of pairs alone would give), mean_utility; score = recall@1 - score_weight * sqrt_opis.
         Collapsed embeddings, which no threshold can be set for, get COLLAPSED, the worst figures there are.
     """
-    found = retrieval.recall_at_k(embeddings_ND, labels_N)
+    return metrics_and_curves(embeddings_ND, labels_N, config, group=group)[0]
+
+
+def metrics_and_curves(
+    embeddings_ND: Tensor, labels_N: Tensor, config: EvaluateConfig, *, group: gather.Group | None = None
+) -> tuple[dict[str, float], threshold.ThresholdCurves | None]:
+    """The metrics of `measure`, with the curves that they were read from."""
+    found = retrieval.recall_at_k(embeddings_ND, labels_N, group=group)
+    lines = curves(embeddings_ND, labels_N, config, group=group)
     metrics = {name: value for name, value in found.items() if name != "queries"}
-    try:
-        metrics |= _consistency(curves(embeddings_ND, labels_N, config), config.utility_c)
-    except UnreachableFARError:
-        if config.far_min * negative_pairs(labels_N) < 1:
-            raise
-        metrics |= COLLAPSED
-    return metrics | {"score": score(metrics["recall@1"], metrics["opis"], config.score_weight)}
+    metrics |= consistency(lines, config.utility_c)
+    return metrics | {"score": score(metrics["recall@1"], metrics["opis"], config.score_weight)}, lines
 
 
 # Embeddings so alike that no threshold tells the nearest negatives apart: OPIS at its largest, utility at its smallest.
 COLLAPSED = {"opis": 0.25, "sqrt_opis": 0.5, "epsilon_opis": 1.0, "opis_noise_floor": 0.0, "mean_utility": 0.0}
 
 
-def _consistency(lines: threshold.ThresholdCurves, c: float) -> dict[str, float]:
+def consistency(lines: threshold.ThresholdCurves | None, c: float) -> dict[str, float]:
+    """OPIS and what must stand beside it, from the curves of `curves`; COLLAPSED for None."""
+    if lines is None:
+        return dict(COLLAPSED)
     opis = threshold.opis(lines, c)
     return {
         "opis": opis,
@@ -93,6 +137,46 @@ def _consistency(lines: threshold.ThresholdCurves, c: float) -> dict[str, float]
         "opis_noise_floor": threshold.noise_floor(lines, c),
         "mean_utility": threshold.mean_utility(lines, c),
     }
+
+
+def calibrate(
+    embeddings_ND: Tensor,
+    labels_N: Tensor,
+    config: EvaluateConfig,
+    far: Sequence[float] = FAR_TARGETS,
+    *,
+    gallery: Gallery | None = None,
+    group: gather.Group | None = None,
+) -> tuple[OperatingPoint, ...]:
+    """Operating points for those FAR targets that these samples can tell from 0, largest first; none when collapsed.
+
+    Args:
+        embeddings_ND: floating (N, D), the same on every rank.
+        labels_N: int64 (N,).
+        config: the distance.
+        far: targets.
+        gallery: embeddings and labels that the rows are compared with, instead of one another.
+        group: ranks that share the work.
+    """
+    return reachable(
+        lambda targets: operating_points.calibrate(
+            embeddings_ND, labels_N, gallery=gallery, far=targets, distance=config.distance, group=group
+        ),
+        far,
+    )
+
+
+def reachable(
+    calibrate: Callable[[Sequence[float]], tuple[OperatingPoint, ...]], far: Sequence[float]
+) -> tuple[OperatingPoint, ...]:
+    """The operating points of as many targets, the largest first, as the pairs at hand can tell from 0."""
+    targets = sorted(far, reverse=True)
+    while targets:
+        try:
+            return calibrate(targets)
+        except UnreachableFARError:
+            targets.pop()
+    return ()
 
 
 def negative_pairs(labels_N: Tensor) -> int:
@@ -131,7 +215,7 @@ def evaluate(
     group: gather.Group | None = None,
     prefix: str = "val",
 ) -> dict[str, float]:
-    """Embeds a set and measures it; every rank gets rank 0's figures.
+    """Embeds a set and measures it over all ranks; every rank gets the same figures.
 
     Args:
         encoder: as in `embed`.
@@ -143,11 +227,9 @@ def evaluate(
     """
     embeddings = embed(encoder, data, config, device=device, group=group)
     labels = torch.from_numpy(data.labels_N)
-    values = [0.0] * len(MEASURES)
-    if gather.rank(group) == 0:
-        metrics = measure(embeddings, labels, config.evaluate)
-        values = [metrics[name] for name in MEASURES]
-    values = gather.broadcast_floats(values, group, device)
+    metrics = measure(embeddings, labels, config.evaluate, group=group)
+    # Figures that ranks computed on different machines may differ in the last bit, and ranks must decide alike.
+    values = gather.broadcast_floats([metrics[name] for name in MEASURES], group, device)
     return {f"{prefix}/{name}": value for name, value in zip(MEASURES, values, strict=True)}
 
 

@@ -12,9 +12,7 @@ import torch
 from cluster import registry, session
 from dml import checkpoint, evaluate
 from dml.data import datasets
-from dml.metrics import operating_points, threshold
-
-FAR_TARGETS = (1e-1, 1e-2, 1e-3)
+from dml.metrics import threshold
 
 
 @dataclass(frozen=True)
@@ -23,13 +21,13 @@ class Tested:
 
     Attributes:
         metrics: test/recall@1, test/opis, ...
-        curves: threshold curves of the test classes.
+        curves: threshold curves of the test classes; None for a collapsed model, which no threshold fits.
         classes: how many classes were tested.
         operating_points: thresholds calibrated on val classes, as JSON-like dicts.
     """
 
     metrics: dict[str, float]
-    curves: threshold.ThresholdCurves
+    curves: threshold.ThresholdCurves | None
     classes: int
     operating_points: tuple[dict[str, Any], ...]
 
@@ -63,14 +61,11 @@ def test_model(folder: Path, device: torch.device) -> Tested:
     splits = datasets.load(config.data)
     embeddings = evaluate.embed(encoder, splits.test, config, device=device)
     labels, known = torch.from_numpy(splits.test.labels_N), torch.from_numpy(splits.val.labels_N)
-    measured = evaluate.measure(embeddings, labels, config.evaluate)
-    # A target finer than the negatives resolve has no threshold.
-    far = [target for target in FAR_TARGETS if target * evaluate.negative_pairs(known) >= 1]
-    calibration = evaluate.embed(encoder, splits.val, config, device=device)
-    points = operating_points.calibrate(calibration, known, far=far, distance=config.evaluate.distance)
+    metrics, curves = evaluate.metrics_and_curves(embeddings, labels, config.evaluate)
+    points = evaluate.calibrate(evaluate.embed(encoder, splits.val, config, device=device), known, config.evaluate)
     return Tested(
-        metrics={f"test/{name}": value for name, value in measured.items()},
-        curves=evaluate.curves(embeddings, labels, config.evaluate),
+        metrics={f"test/{name}": value for name, value in metrics.items()},
+        curves=curves,
         classes=len(splits.test.classes),
         operating_points=tuple(asdict(point) for point in points),
     )

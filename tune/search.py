@@ -183,7 +183,7 @@ def _finish(outcomes: list[Outcome], chosen: Outcome, study: Study, parent: Run,
         print("No margins beat the baseline within the tolerance: the champion is the encoder without TCM.")
     parent.metrics({0: {**report.summary(before, winning), "val/winner/score": chosen.score}})
     parent.tags({"winner": str(chosen.number)})
-    if before is not None:
+    if before is not None and before.curves is not None and winning.curves is not None:
         figure = plots.compare_utility(before.curves, winning.curves, c=study.config.evaluate.utility_c)
         parent.figure(figure, "figures/utility.png")
     rows = [

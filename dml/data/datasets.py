@@ -16,7 +16,7 @@ from dml.data.images import resize
 from dml.data.imageset import Collection, DataError, ImageSet, Memory, digest
 from dml.names import unknown
 
-__all__ = ["DATASETS", "Collection", "DataError", "ImageSet", "Splits", "check", "digits", "load"]
+__all__ = ["DATASETS", "Collection", "DataError", "ImageSet", "Splits", "check", "digits", "load", "whole"]
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +83,19 @@ def load(config: DataConfig) -> Splits:
     parts = {split: data.take([label_of[name] for name in usable if split_of[name] == split]) for split in rule.SPLITS}
     members = (text for split, part in parts.items() for text in (split, *part.classes))
     return Splits(**parts, set_aside=set_aside, toy=data.toy, fingerprint=digest(data.identity, *members))
+
+
+def whole(config: DataConfig) -> ImageSet:
+    """Every image of the dataset that config names, whatever its split; classes with one sample included.
+
+    Raises:
+        ValueError: an unknown dataset.
+        DataError: data that cannot be read.
+    """
+    if config.dataset not in DATASETS:
+        raise ValueError(unknown("dataset", config.dataset, DATASETS))
+    data = DATASETS[config.dataset](config)
+    return data.take(range(len(data.classes)))
 
 
 def check(splits: Splits, batch: BatchConfig) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dml.config import DataConfig
 from dml.data.images import FORMATS, ImageError, probe
-from dml.data.imageset import Collection, DataError, Files, digest
+from dml.data.imageset import Collection, DataError, Files, ImageSet, digest
 from dml.data.splits import SPLITS
 from dml.names import unknown
 
@@ -46,6 +46,27 @@ def image_folder(config: DataConfig) -> Collection:
     labels_N = np.array([label_of[label] for label, _ in files], dtype=np.int64)
     identity = digest(*(f"{os.path.relpath(path, root)}:{size}" for (_, path), size in zip(files, sizes, strict=True)))
     return Collection(labels_N, classes, source, identity, assigned)
+
+
+def listed(paths: Sequence[str], root: Path, config: DataConfig) -> ImageSet:
+    """These images, in this order, all of one nameless class.
+
+    Args:
+        paths: of image files, absolute or relative to root.
+        root: a folder.
+        config: channels and threads.
+
+    Raises:
+        DataError: a file is missing or no image.
+    """
+    files = [("", root / path) for path in paths]
+    missing = [str(path) for _, path in files if not path.is_file()]
+    if missing:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise DataError(f"there is no such image: {', '.join(missing[:_SHOWN])}{more}")
+    _probe_all(files, config.threads)
+    source = Files(tuple(path for _, path in files), tuple(paths), config.channels, config.threads)
+    return ImageSet(np.zeros(len(files), dtype=np.int64), ("",), source, np.arange(len(files)))
 
 
 def _walk(root: Path) -> list[tuple[str, Path]]:

@@ -1,0 +1,221 @@
+"""Measures a model, or embeddings of any model, on classes it was not trained on: `python -m cluster.evaluate`."""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import ray.train
+import ray.train.torch
+import rich.progress
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cluster import command_line, registry, report_table, session, subjects, train
+from cluster.tracking import Store, runs_dir
+from dml import gather, report
+from dml.data import arrays
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measures how well one threshold holds, and all else that is known of embeddings: a table, metrics.json, figures.
+
+    A model on its own test classes: --model models:/onethreshold@champion, or a checkpoint folder. On your photographs:
+    add --data image_folder --root photos/. Embeddings of any other model: --embeddings file.npz with the arrays
+    embeddings (N, D) and labels (N,). Your labelled pairs: --pairs pairs.csv with the header a,b,same, where a and b
+    are paths of images beside the file (with --model) or entries of the array names (with --embeddings).
+    """
+
+    model: str = ""
+    """A checkpoint folder, models:/NAME@ALIAS or models:/NAME/VERSION."""
+    data: str = ""
+    """Dataset to embed: glyphs, digits or image_folder. Default: the one that the model was trained on."""
+    root: str = ""
+    """image_folder only: the folder that holds one folder of images a class."""
+    split: Literal["auto", "train", "val", "test", "all"] = "auto"
+    """Classes to measure. auto: test for the data that the model was trained on, all for any other."""
+    embeddings: str = ""
+    """A .npz file to measure instead of a model's output; also with gallery_embeddings and gallery_labels."""
+    calibration: str = ""
+    """A .npz file of other classes: thresholds are set there, and put to the test on --embeddings."""
+    pairs: str = ""
+    """A CSV file of labelled pairs to measure on: a,b,same."""
+    far: tuple[float, ...] = (0.1, 0.01, 0.001)
+    """False accept rates to find thresholds for."""
+    distance: Literal["model", "euclidean", "cosine"] = "model"
+    """Distance of the thresholds. Default: the model's; Euclidean for --embeddings."""
+    skip: tuple[report.Part, ...] = ()
+    """Parts to leave out; clustering and classification take longest where classes are many."""
+    figures: bool = True
+    """Draw the figures."""
+    save_embeddings: bool = False
+    """Write embeddings.npz too, which --embeddings and --calibration read."""
+    workers: int = 0
+    """Ranks of Ray Train that share the work; 0 works in this process, without Ray."""
+    cpus_per_worker: float | None = None
+    """CPUs of each rank; 1 unless given."""
+    gpus_per_worker: float | None = None
+    """GPUs of each rank; 1 when the cluster has GPUs, else 0."""
+    storage: str = ""
+    """Where ranks leave their results: a path that every node sees, or a URI. Default: runs/ray."""
+    out: str = ""
+    """Folder for metrics.json and figures/. Default: runs/evaluate-TIME."""
+    track: bool = False
+    """Log metrics and figures to MLflow as well."""
+    seed: int = 0
+    """Of k-means, classification and the map."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = command_line.read(Options, sys.argv[1:] if argv is None else argv)
+    with command_line.one_line_errors(status=2):
+        source = _source(options)
+        name = command_line.stamped("evaluate")
+        out = Path(options.out or runs_dir() / name).absolute()
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"out: {out} exists and is not empty; name a new folder")
+    with command_line.one_line_errors(), tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / "made"
+        if options.workers:
+            _over_ranks(source, options, made, name)
+        else:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            _evaluate(source, options, made, device=device, group=None)
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(made, out, dirs_exist_ok=True)
+        found = json.loads((out / "metrics.json").read_text())
+        report_table.print_report(found)
+        print(f"written to {out}")
+        if options.track:
+            _track(found, out, name)
+    return 0
+
+
+def _source(options: Options) -> subjects.Source:
+    """What to measure, with absolute paths, since ranks run in other folders."""
+    given = {field.name: getattr(options, field.name) for field in fields(subjects.Source)}
+    for name in ("model", "root", "embeddings", "calibration", "pairs"):
+        if given[name] and not given[name].startswith("models:"):
+            given[name] = session.local_path(given[name])
+    if options.model.startswith("models:"):
+        registry.parse(options.model)
+    return subjects.Source(**given)
+
+
+def _evaluate(
+    source: subjects.Source, options: Options, out: Path, *, device: torch.device, group: gather.Group | None
+) -> None:
+    """Embeds and measures on all ranks; the first writes metrics.json, figures/ and, if asked, embeddings.npz."""
+    first = gather.rank(group) == 0
+    with _progress(shown=first) as progress:
+        loaded = subjects.load(source, device=device, group=group, done=progress.embedded)
+        found = _measure(loaded, options, group, progress.part)
+        if not first:
+            return
+        out.mkdir(parents=True)
+        content = {"title": loaded.title, "prefix": loaded.prefix, "calibrated_on": loaded.points_from}
+        content |= {"distance": loaded.config.distance, **found.as_dict(loaded.prefix)}
+        (out / "metrics.json").write_text(json.dumps(content, indent=2, allow_nan=False))
+        if options.save_embeddings and loaded.subject is not None:
+            subject = loaded.subject
+            arrays.write(out / "embeddings.npz", subject.embeddings_ND, subject.labels_N, subject.classes)
+        if options.figures:
+            (out / "figures").mkdir()
+            progress.part("figures")
+            for name, figure in report.figures(
+                found, loaded.subject, loaded.config, points=loaded.points, seed=options.seed
+            ):
+                figure.savefig(out / "figures" / f"{name}.png", dpi=130)
+
+
+def _measure(
+    loaded: subjects.Loaded, options: Options, group: gather.Group | None, doing: Callable[[str], None]
+) -> report.Report:
+    if loaded.pairs is not None:
+        return report.measure_pairs(loaded.pairs, loaded.config, points=loaded.points, far=options.far)
+    assert loaded.subject is not None
+    return report.measure(
+        loaded.subject,
+        loaded.config,
+        points=loaded.points,
+        far=options.far,
+        skip=options.skip,
+        seed=options.seed,
+        group=group,
+        doing=doing,
+    )
+
+
+def _over_ranks(source: subjects.Source, options: Options, out: Path, name: str) -> None:
+    """`_evaluate` over the ranks of a Ray Train job, whose first one hands its folder back as a checkpoint."""
+    session.connect()
+    resources = session.Resources.of(options.workers, options.cpus_per_worker, options.gpus_per_worker)
+    trainer = TorchTrainer(
+        _rank,
+        train_loop_config={"source": source, "options": options, "store": Store.open().uri},
+        scaling_config=resources.scaling(),
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        run_config=ray.train.RunConfig(
+            name=name, storage_path=session.local_path(options.storage or session.storage())
+        ),
+    )
+    checkpoint = train.finish(trainer).checkpoint
+    assert checkpoint is not None
+    checkpoint.to_directory(str(out))
+
+
+def _rank(settings: dict[str, Any]) -> None:
+    os.environ["MLFLOW_TRACKING_URI"] = settings["store"]
+    session.use_threads()
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / "made"
+        _evaluate(settings["source"], settings["options"], made, device=device, group=gather.default_group())
+        kept = ray.train.Checkpoint.from_directory(made) if made.exists() else None
+        ray.train.report({}, checkpoint=kept)
+
+
+def _track(found: Mapping[str, Any], out: Path, name: str) -> None:
+    run = Store.open().start(name, params={"title": found["title"]}, tags={"kind": "evaluate"})
+    with run.closing():
+        run.metrics({0: {key: value for key, value in found["metrics"].items() if value is not None}})
+        run.files(out)
+    print(f"MLflow run {run.run_id} in {run.uri}")
+
+
+class _Progress:
+    """What a person sees meanwhile, on a terminal: the part at work, and images embedded."""
+
+    def __init__(self, bar: rich.progress.Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("reading", total=None)
+
+    def embedded(self, images: int, total: int) -> None:
+        self._bar.update(self._task, description="embedding", completed=images, total=total)
+
+    def part(self, name: str) -> None:
+        self._bar.update(self._task, description=name, completed=0, total=None)
+
+
+@contextmanager
+def _progress(*, shown: bool) -> Iterator[_Progress]:
+    columns = ("{task.description:14}", rich.progress.BarColumn(), rich.progress.TimeElapsedColumn())
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(
+        *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
+    ) as bar:
+        yield _Progress(bar)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
