@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dml.config import BatchConfig, DataConfig
+from dml.data import sampler
 from dml.data import splits as rule
 from dml.data.folders import image_folder
 from dml.data.glyphs import glyphs
@@ -102,7 +103,8 @@ def check(splits: Splits, batch: BatchConfig) -> None:
     """Refuse splits that cannot be trained and judged with these batches.
 
     Raises:
-        DataError: a split with fewer than two classes, fewer than P classes to train on, or K larger than every class.
+        DataError: a split with fewer than two classes, fewer than P classes to train on, K larger than every class, or
+            what the sampler refuses (`sampler.check`).
     """
     sizes = {name: len(getattr(splits, name).classes) for name in rule.SPLITS}
     for name, size in sizes.items():
@@ -113,15 +115,20 @@ def check(splits: Splits, batch: BatchConfig) -> None:
                 f"with two or more images {others}. Each split needs 2 or more, since one class has no negatives: "
                 "set data.val_fraction and data.test_fraction above 0 and their sum below 1, or add classes"
             )
-    if sizes["train"] < batch.classes:
+    grouped = batch.sampler != "random"
+    if grouped and sizes["train"] < batch.classes:
         aside = f" ({splits.set_aside} classes with a single image were set aside)" if splits.set_aside else ""
         raise DataError(
             f"batch.classes is {batch.classes}, but only {sizes['train']} classes can be trained on{aside}; "
             f"valid: 2 to {sizes['train']}, or smaller data.val_fraction and data.test_fraction"
         )
+    try:
+        sampler.check(splits.train.labels_N, batch, splits.train.classes)
+    except ValueError as error:
+        raise DataError(str(error)) from None
     counts_C = np.bincount(splits.train.labels_N)
     largest = int(counts_C.argmax())
-    if batch.samples > counts_C[largest]:
+    if grouped and batch.samples > counts_C[largest]:
         raise DataError(
             f"batch.samples is {batch.samples}, more than any class has: the largest, "
             f"{splits.train.classes[largest]!r}, has {counts_C[largest]} images; valid: 2 to {counts_C[largest]}"

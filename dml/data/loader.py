@@ -34,25 +34,31 @@ class Batch:
 
 
 def batches(
-    data: ImageSet, config: Config, *, epoch: int, steps: int, rank: int = 0, world: int = 1
+    data: ImageSet, config: Config, plan: Indices, *, epoch: int, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
-    """This rank's share of the epoch's first `steps` global batches, augmented.
+    """This rank's share of an epoch's global batches, augmented.
 
     Files are read ahead on a background thread, which ends when the iterator is exhausted or closed.
 
+    Args:
+        data: the training split.
+        config: augmentation and seed.
+        plan: int64 (steps, B), positions in the split: `sampler.plan`, or its rows from a step on.
+        epoch: from 0; the augmentation depends on it.
+        rank: whose share.
+        world: how many share.
+
     Raises:
         DataError: an image that is not readable.
-        ValueError: fewer classes than a batch holds.
     """
     seed = config.train.seed
-    plan = sampler.plan(data.labels_N, config.batch, seed=seed, epoch=epoch, steps=steps)
 
     def training(images: Images, indices: Indices) -> Tensor:
         return augment(images, config.data, seed=seed, epoch=epoch, indices=indices)
 
     def made() -> Iterator[Batch]:
-        for step in range(steps):
-            chosen = sampler.rank_slice(plan[step], rank, world)
+        for global_batch in plan:
+            chosen = sampler.rank_slice(global_batch, rank, world)
             yield _batch(data, chosen, data.inputs(chosen, training))
 
     return made() if data.in_memory else _ahead(made())

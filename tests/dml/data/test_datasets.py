@@ -139,3 +139,24 @@ def test_too_few_classes_or_images_name_the_limit() -> None:
     with pytest.raises(DataError, match=f"the largest, '{largest}', has {counts_C.max()} images"):
         datasets.check(splits, BatchConfig(classes=2, samples=500))
     datasets.check(splits, BatchConfig(classes=6, samples=int(counts_C.max())))
+
+
+def test_what_the_sampler_refuses_is_refused_with_the_classs_name() -> None:
+    splits = load(DataConfig(dataset="digits", image_size=8))
+    counts_C = np.bincount(splits.train.labels_N)
+    smallest = splits.train.classes[int(counts_C.argmin())]
+    samples = int(counts_C.min()) + 1
+    refusing = BatchConfig(classes=2, samples=samples, small_classes="refuse")
+    with pytest.raises(DataError, match=f"batch.samples {samples} images, such as '{smallest}' with {samples - 1}"):
+        datasets.check(splits, refusing)
+    datasets.check(splits, refusing.model_copy(update={"small_classes": "repeat"}))
+    with pytest.raises(DataError, match=r"unknown batch\.sampler 'coreset'; valid: d2_coreset, greedy_coreset, "):
+        datasets.check(splits, BatchConfig(classes=2, sampler="coreset"))
+
+
+def test_a_random_batch_may_be_of_any_size_up_to_the_split() -> None:
+    splits = load(DataConfig(dataset="digits", image_size=8))
+    datasets.check(splits, BatchConfig(classes=len(splits.train) // 2, samples=2, sampler="random"))
+    size = len(splits.train)
+    with pytest.raises(DataError, match=f"a batch is 2 x {size} images, but there are {size}; valid"):
+        datasets.check(splits, BatchConfig(classes=2, samples=size, sampler="random"))

@@ -1,3 +1,4 @@
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -7,19 +8,48 @@ from hypothesis import strategies as st
 
 from dml.config import BatchConfig
 from dml.data import sampler
+from tests.contracts.sampler_contract import EmbeddingContract, PlainContract, labels_of
 
 ragged = st.lists(st.integers(2, 9), min_size=2, max_size=25)
 
 
-def labels_of(sizes: list[int]) -> np.ndarray:
-    """Labels in a scattered order, as a dataset may bring them."""
-    labels = np.repeat(np.arange(len(sizes)), sizes)
-    return labels[np.random.default_rng(0).permutation(len(labels))]
+class TestPK(PlainContract):
+    name = "pk"
+
+
+class TestSPC(PlainContract):
+    name = "spc"
+
+
+class TestRandom(PlainContract):
+    name, grouped = "random", False
+
+
+class TestGreedyCoreset(EmbeddingContract):
+    name = "greedy_coreset"
+
+
+class TestD2Coreset(EmbeddingContract):
+    name = "d2_coreset"
+
+
+class TestDHM(EmbeddingContract):
+    name = "dhm"
+
+
+def test_every_sampler_has_a_contract_test() -> None:
+    tested = {test.name for test in globals().values() if isinstance(test, type) and hasattr(test, "name")}
+    assert tested == set(sampler.SAMPLERS)
+
+
+def test_an_unknown_sampler_is_named_with_the_valid_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown batch\.sampler 'p_k'; valid: pk, spc, random, greedy_coreset"):
+        sampler.plan(labels_of([4, 4]), BatchConfig(classes=2, sampler="p_k"), seed=0, epoch=0, steps=1)
 
 
 @settings(max_examples=60, deadline=None)
 @given(ragged, st.data())
-def test_every_batch_holds_p_classes_with_k_samples_each(sizes: list[int], data: st.DataObject) -> None:
+def test_every_batch_of_pk_holds_p_classes_with_k_samples_each(sizes: list[int], data: st.DataObject) -> None:
     labels = labels_of(sizes)
     batch = BatchConfig(classes=data.draw(st.integers(2, len(sizes))), samples=data.draw(st.integers(2, 12)))
     for row in sampler.plan(labels, batch, seed=3, epoch=1, steps=7):
@@ -55,36 +85,9 @@ def test_samples_of_a_class_are_used_evenly_over_an_epoch() -> None:
         assert np.ptp(counts[labels == label]) <= 1
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-@pytest.mark.parametrize(("classes", "samples"), [(2, 2), (5, 3), (8, 4), (7, 7)])
-def test_the_ranks_slices_in_order_are_the_global_batch(world: int, classes: int, samples: int) -> None:
-    labels = labels_of([6] * 12)
-    batch = BatchConfig(classes=classes, samples=samples)
-    row = sampler.plan(labels, batch, seed=0, epoch=0, steps=1)[0]
-    slices = [sampler.rank_slice(row, rank, world) for rank in range(world)]
-    np.testing.assert_array_equal(np.concatenate(slices), row)
-    assert max(map(len, slices)) - min(map(len, slices)) <= 1
-
-
 def test_more_ranks_than_images_leave_some_with_none() -> None:
     slices = [sampler.rank_slice(np.arange(2), rank, 5) for rank in range(5)]
     assert sorted(map(len, slices)) == [0, 0, 0, 1, 1]
-
-
-def test_a_step_does_not_depend_on_how_many_follow() -> None:
-    labels, batch = labels_of([3, 4, 5, 6, 7]), BatchConfig(classes=3, samples=2)
-    long = sampler.plan(labels, batch, seed=5, epoch=2, steps=30)
-    np.testing.assert_array_equal(sampler.plan(labels, batch, seed=5, epoch=2, steps=4), long[:4])
-    assert sampler.plan(labels, batch, seed=5, epoch=2, steps=0).shape == (0, 6)
-
-
-def test_seeds_and_epochs_give_other_batches() -> None:
-    labels, batch = labels_of([10] * 20), BatchConfig(classes=5, samples=2)
-    plans = {
-        sampler.plan(labels, batch, seed=seed, epoch=epoch, steps=3).tobytes()
-        for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]
-    }
-    assert len(plans) == 4
 
 
 def test_rounds_do_not_bring_the_same_classes_together_again() -> None:
@@ -99,6 +102,40 @@ def test_steps_cover_the_images_once() -> None:
     assert sampler.steps_per_epoch(np.zeros(129, dtype=np.int64), BatchConfig(classes=32, samples=4)) == 2
 
 
-def test_too_few_classes_are_refused_with_the_number_there_is() -> None:
-    with pytest.raises(ValueError, match=r"batch\.classes is 5, but there are 3 classes"):
-        sampler.plan(labels_of([4, 4, 4]), BatchConfig(classes=5), seed=0, epoch=0, steps=1)
+def test_a_class_that_is_too_small_is_named_where_names_are_known() -> None:
+    batch = BatchConfig(classes=2, samples=4, small_classes="refuse")
+    with pytest.raises(
+        ValueError, match=r"1 of 3 classes .* batch\.samples 4 images, such as 'wren' with 3; valid: batch"
+    ):
+        sampler.check(labels_of([4, 3, 9]), batch, ("kite", "wren", "gull"))
+
+
+def test_random_brings_every_image_before_any_again_whatever_the_classes() -> None:
+    labels = labels_of([2, 30, 5])
+    plan = sampler.plan(labels, BatchConfig(classes=2, samples=5, sampler="random"), seed=0, epoch=0, steps=37)
+    rounds = plan.ravel().reshape(10, 37)
+    for images in rounds:
+        assert sorted(images.tolist()) == list(range(37))
+
+
+def test_spc_draws_classes_and_samples_uniformly_and_forgets_the_steps_before() -> None:
+    labels = labels_of([6] * 12)
+    plan = sampler.plan(labels, BatchConfig(classes=3, samples=2, sampler="spc"), seed=0, epoch=0, steps=2000)
+    classes_SP = labels[plan].reshape(2000, 3, 2)[:, :, 0]
+    per_class = np.bincount(classes_SP.ravel(), minlength=12)
+    # Binomial(2000, 1/4): its standard deviation is 19.4.
+    assert np.abs(per_class - 500).max() < 5 * 19.4
+    per_image = np.bincount(plan.ravel(), minlength=72)
+    assert np.abs(per_image - 2000 / 12).max() < 5 * np.sqrt(2000 / 12)
+    again = np.mean([len(set(a) & set(b)) for a, b in itertools.pairwise(classes_SP)])
+    assert again == pytest.approx(3 * 3 / 12, abs=0.06), "a class comes again as if the step before had not been"
+
+
+def test_spc_leaves_classes_out_of_an_epoch_where_pk_does_not() -> None:
+    labels = labels_of([4] * 100)
+    found = {}
+    for name in ("pk", "spc"):
+        plan = sampler.plan(labels, BatchConfig(classes=4, samples=4, sampler=name), seed=0, epoch=0, steps=25)
+        found[name] = len(np.unique(labels[plan]))
+    assert found["pk"] == 100
+    assert found["spc"] == pytest.approx(100 * (1 - 0.96**25), abs=12), "(1 - P/C)^S of the classes are in no batch"
