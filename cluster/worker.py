@@ -94,7 +94,9 @@ def _train(
             folder = Path(scratch) / "checkpoint" if better and run is not None else None
             if folder is not None:
                 info = {"epoch": event.epoch, "step": event.step, "metrics": event.metrics}
-                checkpoint.save(folder, event.encoder, job.config, info=info, loss=event.loss)
+                checkpoint.save(
+                    folder, event.encoder, job.config, info=info, loss=event.loss, memory=event.memory, plan=event.plan
+                )
             report(metrics, folder)
     return metrics
 

@@ -2,6 +2,8 @@
 
     folder/encoder.safetensors   the encoder's weights
     folder/loss.safetensors      the loss's own parameters (proxies), when it has any
+    folder/memory.safetensors    the cross-batch memory, when there is one
+    folder/plan.safetensors      the batches that an embedding-driven sampler planned, when there are any
     folder/config.json           the Config that made them
     folder/checkpoint.json       epoch, step, metrics and whatever else the writer adds
 
@@ -16,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import ValidationError
 from torch import nn
@@ -38,24 +42,45 @@ class Checkpoint:
         encoder: in eval mode, on the CPU; float32 (B, channels, S, S) -> (B, D) of unit norm.
         config: the Config that it was trained with.
         info: epoch, step and val metrics, as the writer gave them.
+        plan: int64 (steps, B), the stored plan of an embedding-driven sampler; None where there is none.
     """
 
     encoder: encoders.Encoder
     config: Config
     info: dict[str, Any]
+    plan: npt.NDArray[np.int64] | None = None
 
 
 def save(
-    folder: Path, encoder: nn.Module, config: Config, *, info: Mapping[str, Any], loss: nn.Module | None = None
+    folder: Path,
+    encoder: nn.Module,
+    config: Config,
+    *,
+    info: Mapping[str, Any],
+    loss: nn.Module | None = None,
+    memory: nn.Module | None = None,
+    plan: npt.NDArray[np.int64] | None = None,
 ) -> None:
     """Writes a checkpoint folder; an existing one of the same name is replaced only when the new one is complete.
+
+    Args:
+        folder: where.
+        encoder: the encoder that config describes.
+        config: how it was made.
+        info: epoch, step and metrics; anything that JSON holds.
+        loss: the loss, for its own parameters.
+        memory: the cross-batch memory (`EpochReport.memory`).
+        plan: int64 (steps, B), the stored plan of an embedding-driven sampler (`EpochReport.plan`).
 
     Raises:
         CheckpointError: a weight is NaN or infinite (nothing is written).
     """
     from safetensors.torch import save_file
 
-    states = {"encoder": encoder.state_dict(), "loss": loss.state_dict() if loss is not None else {}}
+    parts = {"encoder": encoder, "loss": loss, "memory": memory}
+    states = {part: module.state_dict() for part, module in parts.items() if module is not None}
+    if plan is not None:
+        states["plan"] = {"plan": torch.from_numpy(plan)}
     for part, state in states.items():
         for key, value in state.items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
@@ -94,6 +119,15 @@ def load(folder: Path | str) -> Checkpoint:
         bare = config.encoder.model_copy(update={"pretrained": False, "weights": None})
         encoder = encoders.build(bare, channels=config.data.channels, image_size=config.data.image_size)
         encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
-    except (ValidationError, json.JSONDecodeError, SafetensorError, RuntimeError, UnicodeDecodeError) as error:
+        plan_file = folder / "plan.safetensors"
+        plan = load_file(plan_file)["plan"].numpy() if plan_file.is_file() else None
+    except (
+        KeyError,
+        RuntimeError,
+        SafetensorError,
+        UnicodeDecodeError,
+        ValidationError,
+        json.JSONDecodeError,
+    ) as error:
         raise CheckpointError(f"{folder} is no usable checkpoint: {error}") from error
-    return Checkpoint(encoder.eval(), config, info)
+    return Checkpoint(encoder.eval(), config, info, plan)

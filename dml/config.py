@@ -51,12 +51,20 @@ class DataConfig(Section):
 
 
 class BatchConfig(Section):
-    """A global batch is P classes x K samples, shared out over all ranks."""
+    """A global batch is P classes x K samples, shared out over all ranks; how they are chosen."""
 
     classes: Annotated[int, Field(ge=2)] = 32
     """P: classes in a global batch."""
-    samples: Annotated[int, Field(ge=2)] = 4
-    """K: samples of each class; a smaller class repeats its samples."""
+    samples: Count = 4
+    """K: samples of each class; 1 only with a loss that needs no positives (proxies)."""
+    sampler: str = "pk"
+    """Name in dml.data.sampler.SAMPLERS: which images make a batch. random fills P x K places whatever the classes."""
+    small_classes: Literal["repeat", "refuse"] = "repeat"
+    """Classes with fewer than K samples: repeat uses some more than once in a batch, refuse does not train."""
+    candidates: Annotated[int, Field(ge=2)] = 8
+    """Samplers that choose by embeddings only: how many batches a step chooses among."""
+    embed_every: Count = 1
+    """Samplers that choose by embeddings only: epochs between two embeddings of the training images."""
 
     @property
     def size(self) -> int:
@@ -81,9 +89,22 @@ class LossConfig(Section):
     """The metric-learning loss; TCM is added to it separately."""
 
     name: str = "multi_similarity"
-    """Name in dml.losses.LOSSES."""
+    """Name in dml.losses.LOSSES, or package.module:Class for any torch.nn.Module called with (embeddings, labels)."""
     options: dict[str, float] = Field(default_factory=dict)
     """Settings of that loss, by the names of its constructor, e.g. alpha 2 beta 50."""
+    miner: str | None = None
+    """Losses over tuples only: name in dml.miners.MINERS; unset, the loss's own default."""
+    rho: Unit = 0.0
+    """Losses over tuples only: probability that a tuple (a, p, n) becomes (a, a, p), which pushes a class apart."""
+
+
+class MemoryConfig(Section):
+    """Cross-batch memory (Wang et al., CVPR 2020, arXiv 1912.06798): earlier embeddings that pair losses also see."""
+
+    size: Annotated[int, Field(ge=0)] = 0
+    """Embeddings kept; 0 trains without a memory. TCM never sees it."""
+    start: Unit = 0.0
+    """Fraction of training after which it is used: embeddings of a young encoder are soon stale."""
 
 
 class TCMConfig(Section):
@@ -177,10 +198,31 @@ class Config(Section):
     batch: BatchConfig = BatchConfig()
     encoder: EncoderConfig = EncoderConfig()
     loss: LossConfig = LossConfig()
+    memory: MemoryConfig = MemoryConfig()
     tcm: TCMConfig = TCMConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _loss_fits(self) -> Self:
+        if self.batch.samples > 1 and self.memory.size == 0:
+            return self
+        from dml.losses import LOSSES  # here, since they stand on this module
+
+        loss = LOSSES.get(self.loss.name)  # what is not there comes from outside and is not imported to be asked
+        if loss and self.batch.samples < 2 and self.batch.sampler != "random" and loss.needs_positives:
+            free = ", ".join(name for name, other in LOSSES.items() if not other.needs_positives)
+            raise ValueError(
+                f"batch.samples is {self.batch.samples}, but loss {self.loss.name} needs positives: at least 2 samples "
+                f"of a class, or one of {free}"
+            )
+        if loss and self.memory.size > 0 and not loss.takes_memory:
+            takers = ", ".join(name for name, other in LOSSES.items() if other.takes_memory)
+            raise ValueError(
+                f"memory.size is {self.memory.size}, but loss {self.loss.name} takes none; valid: {takers}"
+            )
+        return self
 
     @property
     def flat(self) -> dict[str, str | int | float | bool | None]:

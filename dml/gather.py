@@ -107,6 +107,14 @@ def average_gradients(module: nn.Module, group: Group | None) -> None:
         parameter.grad /= world(group)
 
 
+def broadcast_module(module: nn.Module, group: Group | None) -> None:
+    """Rank 0's parameters and buffers on every rank, for a module that DDP does not wrap: some draw their own seeds."""
+    if group is None:
+        return
+    for tensor in [*module.parameters(), *module.buffers()]:
+        dist.broadcast(tensor.detach(), src=dist.get_global_rank(group, 0), group=group)
+
+
 def broadcast_floats(values: list[float], group: Group | None, device: torch.device) -> list[float]:
     """Rank 0's numbers on every rank, in float64, so that all ranks decide alike."""
     if group is None:

@@ -17,10 +17,13 @@ from dml import gather, losses
 from dml.config import Config, OptimConfig, TCMConfig
 from dml.data import datasets, sampler
 from dml.data.datasets import Splits
-from dml.data.loader import batches
+from dml.data.loader import Batch, batches
+from dml.data.sampler import Indices
 from dml.encoders import Encoder, build
 from dml.losses.tcm import TCM
+from dml.memory import Memory
 from dml.pairs import Pairs
+from dml.plans import Plans
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -47,9 +50,12 @@ class EpochReport:
     Attributes:
         epoch: epochs done, from 1.
         step: steps done since the start of training.
-        metrics: val/... of dml.evaluate, train/loss (mean over the epoch), train/images_per_second (all ranks).
+        metrics: val/... of dml.evaluate, train/loss (mean over the epoch), train/images_per_second (all ranks),
+            train/batches_without_loss (batches of the epoch whose loss was 0, TCM aside: none had a tuple that counts).
         encoder: the trained module itself, not a copy: save it before asking for the next report.
         loss: the loss with its own parameters.
+        plan: int64 (steps, P * K), the batches that an embedding-driven sampler has planned (dml.plans); else None.
+        memory: the cross-batch memory; None without one.
     """
 
     epoch: int
@@ -57,6 +63,8 @@ class EpochReport:
     metrics: dict[str, float]
     encoder: Encoder
     loss: nn.Module
+    plan: Indices | None = None
+    memory: Memory | None = None
 
 
 def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[StepReport | EpochReport]:
@@ -81,21 +89,25 @@ def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[S
     group = gather.default_group()
     run = _Run(config, len(splits.train.classes), device, group)
     per_epoch = config.train.steps_per_epoch or sampler.steps_per_epoch(splits.train.labels_N, config.batch)
+    plans = Plans(run.encoder, splits.train, config, per_epoch, device=device, group=group)
     total = per_epoch * config.train.epochs
     step = 0
     for epoch in range(1, config.train.epochs + 1):
         began = time.perf_counter()
         recent: list[Tensor] = []
         epoch_losses: list[float] = []
+        without_loss = 0
+        plan = plans.epoch(epoch - 1)
         loader = batches(
-            splits.train, config, epoch=epoch - 1, steps=per_epoch, rank=gather.rank(group), world=gather.world(group)
+            splits.train, config, plan, epoch=epoch - 1, rank=gather.rank(group), world=gather.world(group)
         )
         for batch in loader:
-            recent.append(run.step(_to(batch.images, device), _to(batch.labels, device), step / total))
+            recent.append(run.step(batch, step, step / total))
             step += 1
             if step % config.train.log_every == 0 or step % per_epoch == 0:
-                values = _finite(recent, step, epoch_losses, group)
+                values, zeros = _read(recent, step, epoch_losses, group)
                 epoch_losses += values
+                without_loss += zeros
                 recent = []
                 yield StepReport(step, {"train/loss": sum(values) / len(values)} | run.stats())
         rate = per_epoch * config.batch.size / (time.perf_counter() - began)
@@ -103,7 +115,8 @@ def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[S
             metrics = evaluation.evaluate(run.encoder, splits.val, config, device=device, group=group)
             metrics["train/loss"] = sum(epoch_losses) / len(epoch_losses)
             metrics["train/images_per_second"] = rate
-            yield EpochReport(epoch, step, metrics, run.encoder, run.loss)
+            metrics["train/batches_without_loss"] = float(without_loss)
+            yield EpochReport(epoch, step, metrics, run.encoder, run.loss, plans.stored, run.memory)
 
 
 def check(splits: Splits, config: Config) -> None:
@@ -121,6 +134,12 @@ class _Run:
             torch.manual_seed(config.train.seed)
             encoder = build(config.encoder, channels=config.data.channels, image_size=config.data.image_size)
             self.loss = losses.from_config(config.loss, num_classes=num_classes, dim=config.encoder.dim).to(device)
+        self.memory: Memory | None = None
+        if config.memory.size > 0:
+            if not self.loss.takes_memory:
+                raise ValueError(f"loss {config.loss.name} takes no memory; set memory.size 0")
+            self.memory = Memory(config.memory.size, config.encoder.dim).to(device)
+        gather.broadcast_module(self.loss, group)
         self.encoder = encoder.to(device).to(memory_format=torch.channels_last)
         self.forward: nn.Module = self.encoder
         if group is not None:
@@ -132,28 +151,35 @@ class _Run:
         self.peaks = [float(parameters["lr"]) for parameters in self.optimizer.param_groups]
         self.weight = 0.0
 
-    def step(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
-        """One step on this rank's slice; returns its loss, detached."""
+    def step(self, batch: Batch, step: int, progress: float) -> Tensor:
+        """One step on this rank's slice; returns (2,), detached: its loss, and the size of its loss without TCM."""
         config = self.config
         factor = learning_rate_factor(progress, config.optim.warmup)
         for parameters, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             parameters["lr"] = peak * factor
         self.weight = tcm_weight(progress, config.tcm)
         with evaluation.autocast(config, self.device):
-            embeddings = self.forward(images)
-        pairs = Pairs.of(embeddings, labels, group=self.group)
-        loss: Tensor = self.loss(pairs)
-        if self.weight > 0:
-            loss = loss + self.weight * self.tcm(pairs)
+            embeddings = self.forward(_to(batch.images, self.device))
+        pairs = Pairs.of(
+            embeddings,
+            _to(batch.labels, self.device),
+            ids_B=_to(batch.indices, self.device),
+            key=(config.train.seed, step),
+            group=self.group,
+            memory=self.memory if progress >= config.memory.start else None,
+        )
+        base: Tensor = self.loss(pairs.extended if self.loss.takes_memory else pairs)
+        loss = base + self.weight * self.tcm(pairs) if self.weight > 0 else base
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gather.average_gradients(self.loss, self.group)
         if config.optim.clip > 0:
             nn.utils.clip_grad_norm_(self.encoder.parameters(), config.optim.clip)
         self.optimizer.step()
+        if self.memory is not None and pairs.col_ids is not None:
+            self.memory.add(pairs.cols.detach(), pairs.col_labels, pairs.col_ids)
         # A comparison with NaN is false, so masks would hide broken embeddings from the loss.
-        seen: Tensor = loss.detach() + 0 * embeddings.detach().sum()
-        return seen
+        return torch.stack([loss.detach() + 0 * embeddings.detach().sum(), base.detach().abs()])
 
     def stats(self) -> dict[str, float]:
         """Learning rate, TCM weight and the losses' stats, read back from the device."""
@@ -207,9 +233,13 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor
 
 
-def _finite(recent: list[Tensor], step: int, before: list[float], group: gather.Group | None) -> list[float]:
-    """The mean losses over ranks of the recent steps; raises at the first that is NaN or infinite, on every rank."""
-    values: list[float] = (gather.sum_over_ranks(torch.stack(recent), group) / gather.world(group)).tolist()
+def _read(recent: list[Tensor], step: int, before: list[float], group: gather.Group | None) -> tuple[list[float], int]:
+    """The mean losses over ranks of the recent steps, and how many were 0 without TCM.
+
+    Raises at the first loss that is NaN or infinite, on every rank.
+    """
+    means = (gather.sum_over_ranks(torch.stack(recent), group) / gather.world(group)).cpu()
+    values: list[float] = means[:, 0].tolist()
     for index, value in enumerate(values):
         if not math.isfinite(value):
             last = ", ".join(f"{loss:.4g}" for loss in [*before, *values[: index + 1]][-6:])
@@ -217,4 +247,4 @@ def _finite(recent: list[Tensor], step: int, before: list[float], group: gather.
                 f"loss is {value} at step {step - len(values) + index + 1}; last losses: {last}. "
                 "A lower optim.lr or optim.clip usually helps"
             )
-    return values
+    return values, int((means[:, 1] == 0).sum())

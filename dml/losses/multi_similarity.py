@@ -26,6 +26,8 @@ class MultiSimilarity(Loss):
         epsilon: slack of the mining, >= 0.
     """
 
+    takes_memory = True
+
     def __init__(self, alpha: float = 2.0, beta: float = 40.0, base: float = 0.5, epsilon: float = 0.1) -> None:
         super().__init__()
         if alpha <= 0 or beta <= 0:

@@ -1,14 +1,14 @@
 """Proxy-Anchor loss."""
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from dml.losses.loss import Loss, log1p_sum_exp
+from dml.losses.loss import log1p_sum_exp
+from dml.losses.proxies import ProxyLoss
 from dml.pairs import Pairs
 
 
-class ProxyAnchor(Loss):
+class ProxyAnchor(ProxyLoss):
     """One learned proxy a class is the anchor; the whole batch is attracted or repelled.
 
     With s(x, p) the cosine similarity of embedding x and proxy p,
@@ -23,25 +23,20 @@ class ProxyAnchor(Loss):
     Args:
         num_classes: C, training classes.
         dim: D, dimension of the embedding.
-        margin: margin on the cosine similarity, >= 0.
+        margin: margin on the cosine similarity, in [0, 1].
         alpha: sharpness, > 0.
     """
 
-    needs = frozenset({"num_classes", "dim"})
-
     def __init__(self, num_classes: int, dim: int, margin: float = 0.1, alpha: float = 32.0) -> None:
-        super().__init__()
-        if margin < 0 or alpha <= 0:
-            raise ValueError(f"margin must be at least 0 and alpha above 0, got {margin:g} and {alpha:g}")
+        super().__init__(num_classes, dim)
+        if not 0 <= margin <= 1 or alpha <= 0:
+            raise ValueError(f"margin must be in [0, 1] and alpha above 0, got {margin:g} and {alpha:g}")
         self.margin, self.alpha = margin, alpha
-        self.proxies = nn.Parameter(torch.empty(num_classes, dim))
-        nn.init.kaiming_normal_(self.proxies, mode="fan_out")
 
     def forward(self, pairs: Pairs) -> Tensor:
         """The loss over the global batch, the same on every rank, a scalar."""
-        with torch.autocast(pairs.cols.device.type, enabled=False):
-            s_NC = pairs.cols @ F.normalize(self.proxies.to(pairs.cols.dtype), dim=1).T
-        own_NC = F.one_hot(pairs.col_labels, len(self.proxies)).bool()
+        s_NC = self.similarity(pairs.cols)
+        own_NC = pairs.col_labels[:, None] == torch.arange(len(self.proxies), device=s_NC.device)
         pull_C = log1p_sum_exp(-self.alpha * (s_NC - self.margin), own_NC, dim=0)
         push_C = log1p_sum_exp(self.alpha * (s_NC + self.margin), ~own_NC, dim=0)
         return pull_C.sum() / own_NC.any(0).sum().clamp(min=1) + push_C.mean()

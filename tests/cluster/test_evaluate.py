@@ -112,9 +112,7 @@ def test_labelled_pairs_of_image_files(here: Path, model: Path, capsys: pytest.C
     assert "there is no such image: " in refused(capsys, "--model", model, "--pairs", "pairs.csv")
 
 
-def test_what_does_not_go_together_is_said_at_once(
-    here: Path, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_does_not_go_together_is_said_at_once(here: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "give one of --model" in refused(capsys)
     assert "give one of --model" in refused(capsys, "--model", model, "--embeddings", "x.npz")
     assert "--data, --root and --split go with --model" in refused(capsys, "--embeddings", "x.npz", "--split", "val")

@@ -9,6 +9,16 @@ from dml.pairs import Pairs
 CLASSES, DIM = 4, 8
 
 
+def similar(unit: Tensor, a: int, b: int) -> float:
+    return float(unit[a] @ unit[b])
+
+
+def partners(labels: Tensor, row: int) -> tuple[list[int], list[int]]:
+    """The row's positives and its negatives."""
+    others = [other for other in range(len(labels)) if other != row]
+    return [o for o in others if labels[o] == labels[row]], [o for o in others if labels[o] != labels[row]]
+
+
 class LossContract:
     """Subclasses give the loss and its slow oracle."""
 
@@ -24,15 +34,18 @@ class LossContract:
         rows = torch.randn(len(labels), DIM, generator=generator, dtype=torch.float64)
         return rows.requires_grad_(), torch.tensor(labels)
 
+    def check_formula(self, loss: nn.Module, rows: Tensor, labels: Tensor) -> None:
+        rows = rows.detach()
+        unit = rows / rows.norm(dim=1, keepdim=True)
+        with torch.no_grad():
+            value = float(loss(Pairs.of(rows, labels)))
+        torch.testing.assert_close(value, self.oracle(loss, unit, labels), rtol=1e-9, atol=1e-12)
+
     @pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 0, 1, 2, 2], [3, 1, 3, 1, 3]])
     def test_equals_the_formula_on_balanced_and_ragged_batches(self, labels: list[int]) -> None:
         loss = self.make().double()
         for seed in range(5):
-            rows, known = self.batch(labels, seed)
-            unit = rows / rows.norm(dim=1, keepdim=True)
-            torch.testing.assert_close(
-                float(loss(Pairs.of(rows, known))), self.oracle(loss, unit, known), rtol=1e-9, atol=1e-12
-            )
+            self.check_formula(loss, *self.batch(labels, seed))
 
     def test_gradient_is_that_of_the_value(self) -> None:
         loss = self.make().double()
@@ -62,12 +75,27 @@ class LossContract:
         assert torch.isfinite(value)
         assert rows.grad is not None, "a loss without any tuple must stay connected, else ranks dead-lock"
         assert torch.isfinite(rows.grad).all()
+        for parameter in loss.parameters():
+            assert parameter.grad is None or torch.isfinite(parameter.grad).all()
 
-    def test_identical_embeddings_give_finite_gradients(self) -> None:
+    @pytest.mark.parametrize("signs", [[1, 1, 1, 1, 1], [1, -1, 1, -1, 1]], ids=["identical", "opposite"])
+    def test_embeddings_on_one_line_give_finite_gradients(self, signs: list[int]) -> None:
         loss = self.make()
-        rows = torch.ones(4, DIM, requires_grad=True)
-        loss(Pairs.of(rows, torch.tensor([0, 0, 1, 1]))).backward()
+        rows = torch.tensor(signs).float()[:, None].repeat(1, DIM).requires_grad_()
+        loss(Pairs.of(rows, torch.tensor([0, 0, 1, 1, 2]))).backward()
         assert torch.isfinite(rows.grad).all()
+
+    def test_one_class_that_fills_the_batch_gives_the_formula(self) -> None:
+        loss = self.make().double()
+        self.check_formula(loss, *self.batch([1] * 20 + [2, 3]))
+
+    def test_statistics_are_detached_numbers(self) -> None:
+        loss = self.make()
+        rows, known = self.batch([0, 0, 1, 1, 2, 2])
+        loss(Pairs.of(rows.float(), known))
+        for name, value in loss.stats.items():
+            assert value.numel() == 1, name
+            assert not value.requires_grad, name
 
     def test_stays_in_float32_under_autocast(self) -> None:
         loss = self.make()

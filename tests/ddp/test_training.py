@@ -1,5 +1,7 @@
 """W ranks train on what one would: same batches, same augmentation, same gradients, same evaluation."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,22 +14,30 @@ CONFIG = recipes.digits("short").replace(
 )
 
 
-def train(loss: str) -> tuple[list[float], dict[str, float]]:
-    config = CONFIG.replace(**{"loss.name": loss})
+RUNS: dict[str, dict[str, Any]] = {
+    "multi_similarity": {"loss.name": "multi_similarity"},
+    "proxy_anchor": {"loss.name": "proxy_anchor"},
+    # Its miner thresholds nothing, so that rounding decides no tuple.
+    "margin": {"loss.name": "margin", "loss.miner": "random", "loss.rho": 0.3, "memory.size": 100, "memory.start": 0.1},
+}
+
+
+def train(run: str) -> tuple[list[float], dict[str, float]]:
+    config = CONFIG.replace(**RUNS[run])
     events = list(loop.train(config, datasets.load(config.data), device=torch.device("cpu")))
     losses = [event.metrics["train/loss"] for event in events if isinstance(event, loop.StepReport)]
     metrics = {k: v for k, v in events[-1].metrics.items() if k.startswith("val/")}
     return losses, metrics
 
 
-def on_rank(rank: int, world: int, loss: str) -> tuple[list[float], dict[str, float]]:
-    return train(loss)
+def on_rank(rank: int, world: int, run: str) -> tuple[list[float], dict[str, float]]:
+    return train(run)
 
 
-@pytest.mark.parametrize("loss", ["multi_similarity", "proxy_anchor"])
-def test_two_ranks_train_as_one_process_does(loss: str) -> None:
-    losses, metrics = train(loss)
-    for rank_losses, rank_metrics in ranks.run(2, on_rank, loss):
+@pytest.mark.parametrize("run", RUNS)
+def test_two_ranks_train_as_one_process_does(run: str) -> None:
+    losses, metrics = train(run)
+    for rank_losses, rank_metrics in ranks.run(2, on_rank, run):
         assert rank_losses == pytest.approx(losses, rel=1e-2)
         assert rank_losses[:3] == pytest.approx(losses[:3], rel=1e-5)
         assert rank_metrics == pytest.approx(metrics, abs=0.02)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dml import checkpoint, encoders, losses
 from dml.config import Config
+from dml.memory import Memory
 
 CONFIG = Config().replace(**{"data.image_size": 16, "encoder.dim": 8})
 
@@ -32,6 +34,15 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         "encoder.safetensors",
         "loss.safetensors",
     ]
+
+
+def test_the_memory_is_stored_as_it_is(tmp_path: Path) -> None:
+    memory, again = Memory(5, 8), Memory(5, 8)
+    memory.add(torch.randn(3, 8), torch.arange(3), torch.arange(3))
+    checkpoint.save(tmp_path / "best", encoder(), CONFIG, info={}, memory=memory)
+    again.load_state_dict(load_file(tmp_path / "best" / "memory.safetensors"))
+    assert int(again.written) == 3
+    assert torch.equal(again.embeddings, memory.embeddings)
 
 
 def test_saving_again_replaces_the_whole_folder(tmp_path: Path) -> None:

@@ -34,6 +34,21 @@ def test_margins_must_be_in_order() -> None:
         Config().replace(**{"tcm.margin_pos": 0.7, "tcm.margin_neg": 0.8})
 
 
+def test_one_sample_a_class_is_only_for_losses_without_positives() -> None:
+    one = {"batch.samples": 1}
+    with pytest.raises(pydantic.ValidationError, match=r"loss multi_similarity needs positives.* one of proxy_anchor"):
+        Config().replace(**one)
+    assert Config().replace(**one, **{"loss.name": "proxy_anchor"}).batch.samples == 1
+    assert Config().replace(**one, **{"loss.name": "elsewhere:Loss"}).batch.samples == 1, "nothing is imported to ask"
+    assert Config().replace(**one, **{"batch.sampler": "random"}).batch.samples == 1, "there, K says nothing of classes"
+
+
+def test_a_memory_is_only_for_losses_that_take_one() -> None:
+    with pytest.raises(pydantic.ValidationError, match=r"loss proxy_anchor takes none; valid: .*triplet"):
+        Config().replace(**{"memory.size": 64, "loss.name": "proxy_anchor"})
+    assert Config().replace(**{"memory.size": 64, "loss.name": "triplet"}).memory.size == 64
+
+
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))
 def test_a_recipe_survives_json_and_its_short_budget_is_shorter(name: str) -> None:
     full, short = recipes.build(name), recipes.build(name, "short")

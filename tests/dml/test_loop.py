@@ -49,6 +49,38 @@ def test_every_loss_trains_with_tcm(name: str) -> None:
     assert 0 < last.metrics["train/tcm/hard_positives"] <= 1
 
 
+def test_a_mined_loss_trains_with_rho_and_a_memory_that_ends_full_of_the_last_batches() -> None:
+    settings = {
+        "loss.name": "triplet",
+        "loss.miner": "random",
+        "loss.rho": 0.2,
+        "memory.size": 100,
+        "memory.start": 0.2,
+    }
+    config = CONFIG.replace(**settings)
+    last = reports(config)[-1]
+    again = reports(config)[-1]
+    other = reports(config.replace(**{"memory.start": 1.0}))[-1]
+    assert last.metrics["val/recall@1"] > 0.9
+    assert int(last.memory.written) == 24 * config.batch.size
+    assert (last.memory.ids >= 0).all()
+    torch.testing.assert_close(last.memory.embeddings.norm(dim=1), torch.ones(100))
+    first, second, third = (next(iter(report.encoder.parameters())) for report in (last, again, other))
+    assert torch.equal(first, second), "draws are keyed by seed and step"
+    assert not torch.equal(first, third), "from start on, the memory counts"
+
+
+def test_batches_that_taught_nothing_are_counted() -> None:
+    """Distances of unit vectors are at least 0 and all within 2: nothing violates these margins."""
+    options = {"margin_pos": 2.0, "margin_neg": 0.0}
+    config = CONFIG.replace(**{"loss.name": "contrastive", "loss.options": options, "tcm.weight": 0.1})
+    epochs = [event for event in reports(config) if isinstance(event, loop.EpochReport)]
+    assert [event.metrics["train/batches_without_loss"] for event in epochs] == [12, 12]
+    assert epochs[-1].metrics["train/loss"] > 0, "TCM still taught"
+    usual = [event for event in reports(CONFIG) if isinstance(event, loop.EpochReport)]
+    assert [event.metrics["train/batches_without_loss"] for event in usual] == [0, 0]
+
+
 def test_a_loss_that_is_no_number_ends_the_training_with_step_and_last_losses() -> None:
     config = CONFIG.replace(**{"optim.name": "sgd", "optim.lr": 1e30, "optim.clip": 0, "optim.warmup": 0})
     with pytest.raises(loop.NonFiniteLossError, match=r"loss is (nan|inf) at step \d+; last losses: .*, (nan|inf)"):

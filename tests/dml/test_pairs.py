@@ -1,5 +1,7 @@
 """Pairs of one process: what is a positive, what a negative, and what a mean."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -40,3 +42,31 @@ def test_a_mean_over_nothing_is_zero() -> None:
 def test_what_does_not_fit_is_refused(rows: torch.Tensor, labels: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Pairs.of(rows, labels)
+
+
+def test_ids_that_do_not_fit_are_refused() -> None:
+    rows, labels = torch.ones(3, 2), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"needs an id for each label, got \(2,\) and \(3,\)"):
+        Pairs.of(rows, labels, ids_B=torch.arange(2))
+    with pytest.raises(ValueError, match="ids must be integers, got torch"):
+        Pairs.of(rows, labels, ids_B=torch.zeros(3))
+
+
+def test_draws_belong_to_key_stream_and_global_row() -> None:
+    rows, labels = torch.randn(5, 3), torch.zeros(5, dtype=torch.int64)
+    pairs = Pairs.of(rows, labels, key=(3, 8))
+    whole = pairs.draws(1, 4)
+    assert whole.dtype == torch.float64
+    assert ((whole >= 0) & (whole < 1)).all()
+    assert torch.equal(pairs.draws(1, 2), whole[:, :2])
+    later = replace(pairs, rows=rows[3:], row_labels=labels[3:], row_offset=3)
+    assert torch.equal(later.draws(1, 4), whole[3:])
+    others = [pairs.draws(2, 4), replace(pairs, key=(3, 9)).draws(1, 4), replace(pairs, key=(4, 8)).draws(1, 4)]
+    assert all((other != whole).all() for other in others)
+
+
+def test_similarity_of_columns_is_that_of_their_embeddings() -> None:
+    pairs = Pairs.of(torch.randn(6, 4), torch.zeros(6, dtype=torch.int64))
+    first, second = torch.tensor([5, 0, 5, 2]), torch.tensor([1, 0, 2, 5])
+    expected = (pairs.cols[first] * pairs.cols[second]).sum(1)
+    torch.testing.assert_close(pairs.similarity_of(first, second), expected)

@@ -81,7 +81,7 @@ def test_parts_that_are_skipped_leave_their_figures_out(whole):
     found = report.measure(whole, CONFIG, skip=("pairs", "clustering", "classification", "space"))
     assert not {"auc", "nmi", "knn_1shot", "pi_ratio"} & set(found.metrics)
     assert {name for name, _ in report.figures(found, whole, CONFIG)} == {"utility", "neighbours", "map"}
-    with pytest.raises(ValueError, match="unknown part 'speed'; valid: .*retrieval"):
+    with pytest.raises(ValueError, match=r"unknown part 'speed'; valid: .*retrieval"):
         report.measure(whole, CONFIG, skip=("speed",))
 
 

@@ -1,25 +1,15 @@
 """Each loss against its formula, written a second time with loops."""
 
+import importlib
 import math
+from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from dml import losses
 from dml.config import LossConfig
-from dml.losses.tcm import TCM
-from dml.pairs import Pairs
-from tests.contracts.loss_contract import CLASSES, DIM, LossContract
-
-
-def similar(unit: Tensor, a: int, b: int) -> float:
-    return float(unit[a] @ unit[b])
-
-
-def partners(labels: Tensor, row: int) -> tuple[list[int], list[int]]:
-    others = [other for other in range(len(labels)) if other != row]
-    return [o for o in others if labels[o] == labels[row]], [o for o in others if labels[o] != labels[row]]
+from tests.contracts.loss_contract import LossContract, partners, similar
 
 
 class TestMultiSimilarity(LossContract):
@@ -55,64 +45,15 @@ class TestContrastive(LossContract):
         )
 
 
-class TestProxyAnchor(LossContract):
-    def make(self) -> nn.Module:
-        torch.manual_seed(3)
-        return losses.build("proxy_anchor", num_classes=CLASSES, dim=DIM)
-
-    def oracle(self, loss: nn.Module, unit_ND: Tensor, labels_N: Tensor) -> float:
-        proxies = loss.proxies.detach() / loss.proxies.detach().norm(dim=1, keepdim=True)
-        pulls, pushes = [], []
-        for c in range(CLASSES):
-            s = [float(row @ proxies[c]) for row in unit_ND]
-            mine = [s[i] for i in range(len(s)) if labels_N[i] == c]
-            rest = [s[i] for i in range(len(s)) if labels_N[i] != c]
-            if mine:
-                pulls.append(math.log(1 + sum(math.exp(-32 * (x - 0.1)) for x in mine)))
-            pushes.append(math.log(1 + sum(math.exp(32 * (x + 0.1)) for x in rest)))
-        return sum(pulls) / len(pulls) + sum(pushes) / len(pushes)
-
-
-class TestTCM(LossContract):
-    def make(self) -> nn.Module:
-        return TCM(margin_pos=0.8, margin_neg=0.1, weight_pos=2.0, weight_neg=0.5)
-
-    def oracle(self, loss: nn.Module, unit_ND: Tensor, labels_N: Tensor) -> float:
-        pull, push = [], []
-        for row in range(len(labels_N)):
-            positives, negatives = partners(labels_N, row)
-            pull += [0.8 - similar(unit_ND, row, p) for p in positives if similar(unit_ND, row, p) <= 0.8]
-            push += [similar(unit_ND, row, n) - 0.1 for n in negatives if similar(unit_ND, row, n) >= 0.1]
-        return 2.0 * (sum(pull) / len(pull) if pull else 0) + 0.5 * (sum(push) / len(push) if push else 0)
-
-    def test_a_small_case_by_hand(self) -> None:
-        # Hard are the positive pair (2, 3) at 0.707 and the two negative pairs of row 3.
-        rows = torch.tensor([[0, 1], [0.43, 0.9], [1, 0], [0.5, 0.5]])
-        tcm = TCM()
-        assert float(tcm(Pairs.of(rows, torch.tensor([0, 0, 1, 1])))) == pytest.approx(0.518, abs=5e-4)
-        assert {name: round(float(value), 3) for name, value in tcm.stats.items()} == {
-            "tcm/positive": 0.193,
-            "tcm/hard_positives": 0.5,
-            "tcm/negative": 0.325,
-            "tcm/hard_negatives": 0.5,
-        }
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"margin_pos": 1.2}, r"margin_pos is a cosine similarity in \[-1, 1\], got 1.2"),
-            ({"margin_pos": 0.2, "margin_neg": 0.4}, r"margin_neg \(0.4\) must not exceed margin_pos \(0.2\)"),
-            ({"weight_neg": -1.0}, "weights must be at least 0"),
-        ],
-    )
-    def test_refuses_what_makes_no_sense(self, options: dict[str, float], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            TCM(**options)
+def subclasses(cls: type) -> list[type]:
+    return [found for child in cls.__subclasses__() for found in (child, *subclasses(child))]
 
 
 def test_every_loss_has_a_contract_test() -> None:
-    tested = {"multi_similarity", "contrastive", "proxy_anchor"}
-    assert set(losses.LOSSES) == tested
+    for file in Path(__file__).parent.glob("test_*.py"):
+        importlib.import_module(f"tests.dml.losses.{file.stem}")
+    tested = {type(found().make()) for found in subclasses(LossContract) if found.__name__.startswith("Test")}
+    assert {name for name, cls in losses.LOSSES.items() if cls not in tested} == set()
 
 
 def test_an_unknown_loss_is_named_with_the_nearest_first() -> None:

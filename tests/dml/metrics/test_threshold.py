@@ -253,7 +253,7 @@ GALLERIES = {
     ),
     "ties and duplicates": (lattice(40, 5), lattice(70, 7, seed=1)),
     "one query": (gaussians(1, 1), gaussians(5, 4)),
-    "the gallery is asked about itself": (SETS["ragged"], SETS["ragged"]),
+    "the gallery is asked about itself": (gaussians(6, 5), gaussians(6, 5)),
 }
 BOUNDS = {"far_range": (0.07, 0.4), "frr_range": (0.3, 0.7), "distance_range": (0.41, 1.21)}
 
