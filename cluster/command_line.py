@@ -94,9 +94,10 @@ def one_line_errors(status: int = 1) -> Iterator[None]:
         yield
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        field = ".".join([error.title.removesuffix("Config").lower(), *map(str, first["loc"])])
+        path = [error.title.removesuffix("Config").lower(), *map(str, first["loc"])]
+        field = ".".join(part for part in path if part)
         shown = f" (got {first['input']!r})" if first["loc"] else ""
-        _stop(f"{field}: {first['msg'].removeprefix('Value error, ')}{shown}", status)
+        _stop(f"{field}{': ' if field else ''}{first['msg'].removeprefix('Value error, ')}{shown}", status)
     except (ValueError, KeyError, FileNotFoundError, TrainingError) as error:
         _stop(str(error.args[0] if error.args else error), status)
 
