@@ -130,7 +130,9 @@ def _read(options: type[Options], words: list[str], default: Any) -> Options:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            read: Any = tyro.cli(options, args=words, default=default, description=inspect.getdoc(options))
+            read: Any = tyro.cli(
+                options, prog=_program(), args=words, default=default, description=inspect.getdoc(options)
+            )
             return cast(Options, read)
     except SystemExit as stop:
         if not stop.code:
@@ -152,6 +154,12 @@ def _refuse_unknown(words: Sequence[str], valid: Sequence[str]) -> None:
         positive = name.replace("_", "-").replace("--no-", "--").replace(".no-", ".")
         if name.startswith("--") and positive not in known:
             raise ValueError(unknown("option", name, valid))
+
+
+def _program() -> str | None:
+    """How a person started this, for the help page; None lets tyro say it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec is not None else None
 
 
 def _absolute(config: Config) -> Config:
