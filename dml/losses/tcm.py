@@ -50,24 +50,28 @@ class TCM(Loss):
         """The regulariser over the global batch by the gradient rule, a scalar."""
         s = pairs.similarity
         with torch.no_grad():
-            slope_pos, positive = self._term("positive", pairs, pairs.positives, s <= self.margin_pos, self.margin_pos)
-            slope_neg, negative = self._term("negative", pairs, pairs.negatives, s >= self.margin_neg, self.margin_neg)
-            slope = slope_neg.mul_(self.weight_neg).sub_(slope_pos, alpha=self.weight_pos)
+            pull, positive = self._term("positive", pairs, s <= self.margin_pos)
+            push, negative = self._term("negative", pairs, s >= self.margin_neg)
             value = self.weight_pos * positive + self.weight_neg * negative
+            slope = push.sub_(pull)
         found: Tensor = _Sloped.apply(s, slope, value)
         return found
 
-    def _term(self, name: str, pairs: Pairs, mask: Tensor, beyond: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-        """The weight of each pair in the mean of |s - margin| over the hard ones, (B, N), and that mean."""
+    def _term(self, name: str, pairs: Pairs, beyond: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean of |s - margin| over the hard pairs, and its slope at each pair (B, N), its factor included."""
+        if name == "positive":
+            mask, margin, factor = pairs.positives, self.margin_pos, self.weight_pos
+        else:
+            mask, margin, factor = pairs.negatives, self.margin_neg, self.weight_neg
         hard = mask & beyond
         count = hard.count_nonzero()
         share = pairs.mean(pairs.similarity.new_ones(()), count)
         # By way of int8, since a bool is made a float several times slower.
-        weights = hard.view(torch.int8).to(share.dtype).mul_(share)
-        term = (torch.dot(weights.flatten(), pairs.similarity.flatten()) - margin * share * count).abs()
+        slope = hard.view(torch.int8).to(share.dtype)
+        term = share * (torch.dot(slope.flatten(), pairs.similarity.flatten()) - margin * count.to(share.dtype)).abs()
         self.stats[f"tcm/{name}"] = term
         self.stats[f"tcm/hard_{name}s"] = count / mask.count_nonzero().clamp(min=1)
-        return weights, term
+        return slope.mul_(share * factor), term
 
 
 class _Sloped(torch.autograd.Function):
