@@ -135,16 +135,27 @@ class TCMConfig(Section):
 class OptimConfig(Section):
     """Optimiser and learning-rate schedule."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """adamw, or sgd with momentum 0.9."""
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    """adamw; adam, whose decay is part of the gradient; or sgd with momentum 0.9."""
     lr: Positive = 1e-3
-    """Peak learning rate of the encoder."""
+    """Peak learning rate of the backbone."""
+    projection_lr: Positive | None = None
+    """Peak learning rate of the projection; unset, that of the backbone."""
     loss_lr: Positive = 1e-2
     """Peak learning rate of the loss's own parameters (proxies)."""
     weight_decay: NonNegative = 1e-4
     """Decay of the encoder's weight matrices; none on norms, biases and proxies."""
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    """What the rates do after the warm-up: stay, fall to 0 along a cosine, or fall by step_factor now and then."""
+    step_every: Positive = 0.4
+    """schedule step only: fraction of training between two falls of the rates."""
+    step_factor: Unit = 0.1
+    """schedule step only: factor of each fall."""
     warmup: Unit = 0.05
-    """Fraction of training over which the rate rises linearly; it then falls to 0 along a cosine."""
+    """Fraction of training over which the rates rise linearly."""
+    frozen_backbone: Unit = 0.0
+    """Fraction of training at its start in which only the projection and the loss's own parameters train, on features
+    of the backbone in evaluation mode; the backbone's own warm-up follows. 1 never trains the backbone."""
     clip: NonNegative = 1.0
     """Largest norm of the encoder's gradient; 0 does not clip."""
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +28,28 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.projection = nn.Linear(features, dim)
         self.dim = dim
+        self.backbone_frozen = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Images float (B, channels, H, W) -> embeddings float32 (B, D) of unit norm, also under autocast."""
         return F.normalize(self.projection(self.backbone(images)).float(), dim=1)
+
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Whether the backbone keeps still: no gradients, no moving statistics, no dropout, in training mode too.
+
+        A DistributedDataParallel around this module must be made anew afterwards: it fixes at its start what it
+        synchronises.
+        """
+        self.backbone_frozen = frozen
+        self.backbone.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training or evaluation mode, in which what is frozen stays."""
+        super().train(mode)
+        if self.backbone_frozen:
+            self.backbone.eval()
+        return self
 
 
 class SmallCNN(nn.Sequential):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dml import evaluate as evaluation
-from dml import gather, losses
-from dml.config import Config, OptimConfig, TCMConfig
+from dml import gather, losses, optim
+from dml.config import Config, TCMConfig
 from dml.data import datasets, sampler
 from dml.data.datasets import Splits
 from dml.data.loader import Batch, batches
@@ -36,7 +36,8 @@ class StepReport:
 
     Attributes:
         step: steps done since the start of training.
-        metrics: train/loss (mean over these steps and over ranks), train/lr, train/tcm_weight, and the losses' stats.
+        metrics: train/loss (mean over these steps and over ranks), train/lr (the backbone's), train/lr_projection,
+            train/lr_loss (where the loss has parameters), train/tcm_weight, and the losses' stats.
     """
 
     step: int
@@ -141,22 +142,28 @@ class _Run:
             self.memory = Memory(config.memory.size, config.encoder.dim).to(device)
         gather.broadcast_module(self.loss, group)
         self.encoder = encoder.to(device).to(memory_format=torch.channels_last)
-        self.forward: nn.Module = self.encoder
-        if group is not None:
-            self.forward = DistributedDataParallel(self.encoder, device_ids=[device] if device.type == "cuda" else None)
+        self.config, self.device, self.group = config, device, group
+        self.optimizer = optim.build(self.encoder, self.loss, config.optim)
+        self.encoder.freeze_backbone(config.optim.frozen_backbone > 0)
+        self.forward = self._wrapped()
         tcm = config.tcm
         self.tcm = TCM(tcm.margin_pos, tcm.margin_neg, tcm.weight_pos, tcm.weight_neg)
-        self.config, self.device, self.group = config, device, group
-        self.optimizer = optimizer(self.encoder, self.loss, config.optim)
-        self.peaks = [float(parameters["lr"]) for parameters in self.optimizer.param_groups]
         self.weight = 0.0
+
+    def _wrapped(self) -> nn.Module:
+        """The encoder, in DDP on several ranks."""
+        if self.group is None:
+            return self.encoder
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.encoder, device_ids=device_ids)
 
     def step(self, batch: Batch, step: int, progress: float) -> Tensor:
         """One step on this rank's slice; returns (2,), detached: its loss, and the size of its loss without TCM."""
         config = self.config
-        factor = learning_rate_factor(progress, config.optim.warmup)
-        for parameters, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            parameters["lr"] = peak * factor
+        if self.encoder.backbone_frozen and progress >= config.optim.frozen_backbone:
+            self.encoder.freeze_backbone(False)
+            self.forward = self._wrapped()
+        optim.set_rates(self.optimizer, progress, config.optim)
         self.weight = tcm_weight(progress, config.tcm)
         with evaluation.autocast(config, self.device):
             embeddings = self.forward(_to(batch.images, self.device))
@@ -182,22 +189,12 @@ class _Run:
         return torch.stack([loss.detach() + 0 * embeddings.detach().sum(), base.detach().abs()])
 
     def stats(self) -> dict[str, float]:
-        """Learning rate, TCM weight and the losses' stats, read back from the device."""
-        stats = {"train/lr": float(self.optimizer.param_groups[0]["lr"]), "train/tcm_weight": self.weight}
+        """Learning rates, TCM weight and the losses' stats, read back from the device."""
+        rates = optim.rates(self.optimizer)
+        stats = {"train/lr": rates.pop("backbone"), "train/tcm_weight": self.weight}
+        stats |= {f"train/lr_{part}": rate for part, rate in rates.items()}
         own = getattr(self.loss, "stats", {}) | (self.tcm.stats if self.weight > 0 else {})
         return stats | {f"train/{name}": float(value) for name, value in own.items()}
-
-
-def learning_rate_factor(progress: float, warmup: float) -> float:
-    """Share of the peak rate: a linear rise over `warmup`, then a cosine to 0.
-
-    Args:
-        progress: fraction of training done, in [0, 1).
-        warmup: fraction of training, in [0, 1].
-    """
-    if progress < warmup:
-        return max(progress / warmup, 0.01)
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-9)))
 
 
 def tcm_weight(progress: float, config: TCMConfig) -> float:
@@ -210,21 +207,6 @@ def tcm_weight(progress: float, config: TCMConfig) -> float:
     if progress < config.start:
         return 0.0
     return config.weight * min(1.0, (progress - config.start) / config.ramp if config.ramp > 0 else 1.0)
-
-
-def optimizer(encoder: nn.Module, loss: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser: the encoder's matrices decay, norms and biases do not; the loss has its own rate and no decay."""
-    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    groups: list[dict[str, object]] = [
-        {"params": [p for p in trained if p.ndim > 1], "lr": config.lr, "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "lr": config.lr, "weight_decay": 0.0},
-    ]
-    own = list(loss.parameters())
-    if own:
-        groups.append({"params": own, "lr": config.loss_lr, "weight_decay": 0.0})
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, fused=True)
-    return torch.optim.AdamW(groups, fused=True)
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

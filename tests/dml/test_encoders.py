@@ -83,3 +83,18 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights.only"):
         encoders.build(EncoderConfig(weights=str(tmp_path / "evil.pth")), channels=1, image_size=32)
     assert not Path("touched-by-pickle").exists()
+
+
+def test_a_frozen_backbone_keeps_still_in_training_mode_too() -> None:
+    encoder = encoders.build(EncoderConfig(name="resnet10t", dim=4), channels=3, image_size=32)
+    encoder.freeze_backbone(True)
+    before = {name: value.clone() for name, value in encoder.backbone.state_dict().items()}
+    encoder.eval()
+    encoder.train()
+    encoder(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in encoder.backbone.state_dict().items()), "statistics"
+    assert all(parameter.grad is None for parameter in encoder.backbone.parameters())
+    assert all(parameter.grad is not None for parameter in encoder.projection.parameters())
+    encoder.freeze_backbone(False)
+    assert encoder.backbone.training
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
