@@ -83,6 +83,9 @@ class EncoderConfig(Section):
     """Path or URI of a .safetensors or .pth state dict for the backbone; loaded without pickle, classifier dropped."""
     dim: Count = 64
     """D: dimension of the embedding."""
+    batch_norm: Literal["batch", "frozen", "sync"] = "batch"
+    """What BatchNorm layers normalise by in training. batch: each rank's part of the batch. frozen: the statistics that
+    the weights came with, for pretrained backbones; scale and shift still train. sync: the global batch, GPUs only."""
 
 
 class LossConfig(Section):

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dml import encoders, gather, losses, optim
 from dml import evaluate as evaluation
-from dml import gather, losses, optim
 from dml.config import Config, TCMConfig
 from dml.data import datasets, sampler
 from dml.data.datasets import Splits
 from dml.data.loader import Batch, batches
 from dml.data.sampler import Indices
-from dml.encoders import Encoder, build
+from dml.encoders import Encoder
 from dml.losses.tcm import TCM
 from dml.memory import Memory
 from dml.pairs import Pairs
@@ -111,6 +111,8 @@ def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[S
                 without_loss += zeros
                 recent = []
                 yield StepReport(step, {"train/loss": sum(values) / len(values)} | run.stats())
+        # Ranks that evaluate, or choose batches, by embeddings of statistics of their own would not have one encoder.
+        gather.broadcast_buffers(run.encoder, group)
         rate = per_epoch * config.batch.size / (time.perf_counter() - began)
         if epoch % config.train.eval_every == 0 or epoch == config.train.epochs:
             metrics = evaluation.evaluate(run.encoder, splits.val, config, device=device, group=group)
@@ -133,7 +135,7 @@ class _Run:
         # Forked, so that the caller's own draws do not depend on whether it trained; seeded, so that ranks start equal.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
-            encoder = build(config.encoder, channels=config.data.channels, image_size=config.data.image_size)
+            encoder = encoders.build(config.encoder, channels=config.data.channels, image_size=config.data.image_size)
             self.loss = losses.from_config(config.loss, num_classes=num_classes, dim=config.encoder.dim).to(device)
         self.memory: Memory | None = None
         if config.memory.size > 0:
@@ -141,6 +143,7 @@ class _Run:
                 raise ValueError(f"loss {config.loss.name} takes no memory; set memory.size 0")
             self.memory = Memory(config.memory.size, config.encoder.dim).to(device)
         gather.broadcast_module(self.loss, group)
+        encoder = encoders.set_batch_norm(encoder, config.encoder, device)
         self.encoder = encoder.to(device).to(memory_format=torch.channels_last)
         self.config, self.device, self.group = config, device, group
         self.optimizer = optim.build(self.encoder, self.loss, config.optim)
