@@ -161,6 +161,9 @@ class OptimConfig(Section):
     of the backbone in evaluation mode; the backbone's own warm-up follows. 1 never trains the backbone."""
     clip: NonNegative = 1.0
     """Largest norm of the encoder's gradient; 0 does not clip."""
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Decay of a moving average of the encoder's weights, per step (0.999 spans about 1,000 steps); it is then what is
+    evaluated and kept. 0 keeps the weights themselves."""
 
 
 class TrainConfig(Section):
@@ -172,6 +175,8 @@ class TrainConfig(Section):
     """Steps of an epoch; unset, as many as cover the training images once (images / batch size, rounded up)."""
     eval_every: Count = 1
     """Epochs between evaluations on val; the last epoch is always evaluated."""
+    patience: int | None = Field(default=None, ge=1)
+    """Evaluations in a row without a better val score after which training ends early; unset, it never does."""
     seed: int = 0
     """Seed of the weights, the batches and the augmentation."""
     precision: Literal["fp32", "bf16"] = "fp32"

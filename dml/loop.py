@@ -19,6 +19,8 @@ from dml.data import datasets, sampler
 from dml.data.datasets import Splits
 from dml.data.loader import Batch, batches
 from dml.data.sampler import Indices
+from dml.early_stopping import EarlyStopping
+from dml.ema import EMA
 from dml.encoders import Encoder
 from dml.losses.tcm import TCM
 from dml.memory import Memory
@@ -53,10 +55,12 @@ class EpochReport:
         step: steps done since the start of training.
         metrics: val/... of dml.evaluate, train/loss (mean over the epoch), train/images_per_second (all ranks),
             train/batches_without_loss (batches of the epoch whose loss was 0, TCM aside: none had a tuple that counts).
-        encoder: the trained module itself, not a copy: save it before asking for the next report.
+        encoder: the trained module itself, or the moving average of its weights with optim.ema, which the
+            metrics are of. Not a copy: save it before asking for the next report.
         loss: the loss with its own parameters.
         plan: int64 (steps, P * K), the batches that an embedding-driven sampler has planned (dml.plans); else None.
         memory: the cross-batch memory; None without one.
+        stopped: training ends here, before its last epoch, since train.patience is exhausted.
     """
 
     epoch: int
@@ -66,6 +70,7 @@ class EpochReport:
     loss: nn.Module
     plan: Indices | None = None
     memory: Memory | None = None
+    stopped: bool = False
 
 
 def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[StepReport | EpochReport]:
@@ -92,6 +97,7 @@ def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[S
     per_epoch = config.train.steps_per_epoch or sampler.steps_per_epoch(splits.train.labels_N, config.batch)
     plans = Plans(run.encoder, splits.train, config, per_epoch, device=device, group=group)
     total = per_epoch * config.train.epochs
+    stopping = EarlyStopping(config.train.patience)
     step = 0
     for epoch in range(1, config.train.epochs + 1):
         began = time.perf_counter()
@@ -113,13 +119,18 @@ def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[S
                 yield StepReport(step, {"train/loss": sum(values) / len(values)} | run.stats())
         # Ranks that evaluate, or choose batches, by embeddings of statistics of their own would not have one encoder.
         gather.broadcast_buffers(run.encoder, group)
+        if run.ema is not None:
+            gather.broadcast_buffers(run.ema.encoder, group)
         rate = per_epoch * config.batch.size / (time.perf_counter() - began)
         if epoch % config.train.eval_every == 0 or epoch == config.train.epochs:
-            metrics = evaluation.evaluate(run.encoder, splits.val, config, device=device, group=group)
+            metrics = evaluation.evaluate(run.evaluated, splits.val, config, device=device, group=group)
             metrics["train/loss"] = sum(epoch_losses) / len(epoch_losses)
             metrics["train/images_per_second"] = rate
             metrics["train/batches_without_loss"] = float(without_loss)
-            yield EpochReport(epoch, step, metrics, run.encoder, run.loss, plans.stored, run.memory)
+            stopped = stopping.done(metrics["val/score"]) and epoch < config.train.epochs
+            yield EpochReport(epoch, step, metrics, run.evaluated, run.loss, plans.stored, run.memory, stopped)
+            if stopped:
+                return
 
 
 def check(splits: Splits, config: Config) -> None:
@@ -146,12 +157,18 @@ class _Run:
         encoder = encoders.set_batch_norm(encoder, config.encoder, device)
         self.encoder = encoder.to(device).to(memory_format=torch.channels_last)
         self.config, self.device, self.group = config, device, group
+        self.ema = EMA(self.encoder, config.optim.ema) if config.optim.ema > 0 else None
         self.optimizer = optim.build(self.encoder, self.loss, config.optim)
         self.encoder.freeze_backbone(config.optim.frozen_backbone > 0)
         self.forward = self._wrapped()
         tcm = config.tcm
         self.tcm = TCM(tcm.margin_pos, tcm.margin_neg, tcm.weight_pos, tcm.weight_neg)
         self.weight = 0.0
+
+    @property
+    def evaluated(self) -> Encoder:
+        """The encoder that is evaluated and kept: the moving average where there is one."""
+        return self.encoder if self.ema is None else self.ema.encoder
 
     def _wrapped(self) -> nn.Module:
         """The encoder, in DDP on several ranks."""
@@ -186,6 +203,8 @@ class _Run:
         if config.optim.clip > 0:
             nn.utils.clip_grad_norm_(self.encoder.parameters(), config.optim.clip)
         self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.encoder)
         if self.memory is not None and pairs.col_ids is not None:
             self.memory.add(pairs.cols.detach(), pairs.col_labels, pairs.col_ids)
         # A comparison with NaN is false, so masks would hide broken embeddings from the loss.

@@ -40,3 +40,18 @@ def test_with_frozen_statistics_two_ranks_train_as_one_process_does() -> None:
     for rank_losses, rank_statistics in ranks.run(2, trained, "frozen"):
         assert rank_losses == pytest.approx(losses, rel=1e-4)
         assert rank_statistics == statistics
+
+
+def averaged(rank: int, world: int) -> tuple[list[float], list[float]]:
+    """Sums of weights and statistics of the moving average."""
+    config = CONFIG.replace(**{"optim.ema": 0.5})
+    *_, last = loop.train(config, datasets.load(config.data), device=torch.device("cpu"))
+    assert isinstance(last, loop.EpochReport)
+    tensors = [*last.encoder.parameters()], [*last.encoder.buffers()]
+    weights, statistics = ([float(tensor.double().sum()) for tensor in kind] for kind in tensors)
+    return weights, statistics
+
+
+def test_ranks_report_one_moving_average() -> None:
+    first, second = ranks.run(2, averaged)
+    assert first == second
