@@ -175,6 +175,9 @@ class TrainConfig(Section):
     """Steps of an epoch; unset, as many as cover the training images once (images / batch size, rounded up)."""
     eval_every: Count = 1
     """Epochs between evaluations on val; the last epoch is always evaluated."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Images of a rank that go through the encoder at a time, for batches beyond memory; unset, its whole share of the
+    batch. The gradient is the same for a third more work; BatchNorm that is not frozen normalises by each chunk."""
     patience: int | None = Field(default=None, ge=1)
     """Evaluations in a row without a better val score after which training ends early; unset, it never does."""
     seed: int = 0

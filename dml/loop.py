@@ -3,6 +3,8 @@
 On several ranks of torch.distributed every rank runs it and gets its reports at the same steps.
 """
 
+import contextlib
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dml import encoders, gather, losses, optim
+from dml import encoders, gather, gradient_cache, losses, optim
 from dml import evaluate as evaluation
 from dml.config import Config, TCMConfig
 from dml.data import datasets, sampler
@@ -185,8 +187,31 @@ class _Run:
             self.forward = self._wrapped()
         optim.set_rates(self.optimizer, progress, config.optim)
         self.weight = tcm_weight(progress, config.tcm)
-        with evaluation.autocast(config, self.device):
-            embeddings = self.forward(_to(batch.images, self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        within = functools.partial(self._within, step)
+        if config.train.micro_batch is None:
+            with within(0):
+                embeddings = self.forward(_to(batch.images, self.device))
+            values = self._learn(embeddings, batch, step, progress)
+        else:
+            images = batch.images.pin_memory() if self.device.type == "cuda" else batch.images
+            largest = -(-config.batch.size // gather.world(self.group))
+            chunks = gradient_cache.split(images, config.train.micro_batch, largest)
+            embeddings = gradient_cache.embed(self.forward, chunks, within)
+            values = self._learn(embeddings, batch, step, progress)
+            assert embeddings.grad is not None  # a loss is connected, whatever its value
+            gradient_cache.backward(self.forward, chunks, embeddings.grad, within)
+        gather.average_gradients(self.loss, self.group)
+        if config.optim.clip > 0:
+            nn.utils.clip_grad_norm_(self.encoder.parameters(), config.optim.clip)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.encoder)
+        return values
+
+    def _learn(self, embeddings: Tensor, batch: Batch, step: int, progress: float) -> Tensor:
+        """The loss and its backward pass, as far as the embeddings' graph reaches; returns what `step` does."""
+        config = self.config
         pairs = Pairs.of(
             embeddings,
             _to(batch.labels, self.device),
@@ -197,18 +222,18 @@ class _Run:
         )
         base: Tensor = self.loss(pairs.extended if self.loss.takes_memory else pairs)
         loss = base + self.weight * self.tcm(pairs) if self.weight > 0 else base
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        gather.average_gradients(self.loss, self.group)
-        if config.optim.clip > 0:
-            nn.utils.clip_grad_norm_(self.encoder.parameters(), config.optim.clip)
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update(self.encoder)
         if self.memory is not None and pairs.col_ids is not None:
             self.memory.add(pairs.cols.detach(), pairs.col_labels, pairs.col_ids)
         # A comparison with NaN is false, so masks would hide broken embeddings from the loss.
         return torch.stack([loss.detach() + 0 * embeddings.detach().sum(), base.detach().abs()])
+
+    @contextlib.contextmanager
+    def _within(self, step: int, chunk: int) -> Iterator[None]:
+        """What surrounds the encoder: draws that depend on seed, step, rank and chunk alone, and its precision."""
+        key = (self.config.train.seed, step, gather.rank(self.group), chunk)
+        with gradient_cache.seeded(self.device, *key), evaluation.autocast(self.config, self.device):
+            yield
 
     def stats(self) -> dict[str, float]:
         """Learning rates, TCM weight and the losses' stats, read back from the device."""
