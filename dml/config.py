@@ -83,6 +83,9 @@ class EncoderConfig(Section):
     """Path or URI of a .safetensors or .pth state dict for the backbone; loaded without pickle, classifier dropped."""
     dim: Count = 64
     """D: dimension of the embedding."""
+    batch_norm: Literal["batch", "frozen", "sync"] = "batch"
+    """What BatchNorm layers normalise by in training. batch: each rank's part of the batch. frozen: the statistics that
+    the weights came with, for pretrained backbones; scale and shift still train. sync: the global batch, GPUs only."""
 
 
 class LossConfig(Section):
@@ -135,18 +138,32 @@ class TCMConfig(Section):
 class OptimConfig(Section):
     """Optimiser and learning-rate schedule."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """adamw, or sgd with momentum 0.9."""
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    """adamw; adam, whose decay is part of the gradient; or sgd with momentum 0.9."""
     lr: Positive = 1e-3
-    """Peak learning rate of the encoder."""
+    """Peak learning rate of the backbone."""
+    projection_lr: Positive | None = None
+    """Peak learning rate of the projection; unset, that of the backbone."""
     loss_lr: Positive = 1e-2
     """Peak learning rate of the loss's own parameters (proxies)."""
     weight_decay: NonNegative = 1e-4
     """Decay of the encoder's weight matrices; none on norms, biases and proxies."""
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    """What the rates do after the warm-up: stay, fall to 0 along a cosine, or fall by step_factor now and then."""
+    step_every: Positive = 0.4
+    """schedule step only: fraction of training between two falls of the rates."""
+    step_factor: Unit = 0.1
+    """schedule step only: factor of each fall."""
     warmup: Unit = 0.05
-    """Fraction of training over which the rate rises linearly; it then falls to 0 along a cosine."""
+    """Fraction of training over which the rates rise linearly."""
+    frozen_backbone: Unit = 0.0
+    """Fraction of training at its start in which only the projection and the loss's own parameters train, on features
+    of the backbone in evaluation mode; the backbone's own warm-up follows. 1 never trains the backbone."""
     clip: NonNegative = 1.0
     """Largest norm of the encoder's gradient; 0 does not clip."""
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Decay of a moving average of the encoder's weights, per step (0.999 spans about 1,000 steps); it is then what is
+    evaluated and kept. 0 keeps the weights themselves."""
 
 
 class TrainConfig(Section):
@@ -158,6 +175,11 @@ class TrainConfig(Section):
     """Steps of an epoch; unset, as many as cover the training images once (images / batch size, rounded up)."""
     eval_every: Count = 1
     """Epochs between evaluations on val; the last epoch is always evaluated."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Images of a rank that go through the encoder at a time, for batches beyond memory; unset, its whole share of the
+    batch. The gradient is the same for a third more work; BatchNorm that is not frozen normalises by each chunk."""
+    patience: int | None = Field(default=None, ge=1)
+    """Evaluations in a row without a better val score after which training ends early; unset, it never does."""
     seed: int = 0
     """Seed of the weights, the batches and the augmentation."""
     precision: Literal["fp32", "bf16"] = "fp32"

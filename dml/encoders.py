@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dml.config import EncoderConfig
 from dml.names import unknown
@@ -28,10 +29,77 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.projection = nn.Linear(features, dim)
         self.dim = dim
+        self.backbone_frozen = self.statistics_frozen = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Images float (B, channels, H, W) -> embeddings float32 (B, D) of unit norm, also under autocast."""
         return F.normalize(self.projection(self.backbone(images)).float(), dim=1)
+
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Whether the backbone keeps still: no gradients, no moving statistics, no dropout, in training mode too.
+
+        A DistributedDataParallel around this module must be made anew afterwards: it fixes at its start what it
+        synchronises.
+        """
+        self.backbone_frozen = frozen
+        self.backbone.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def freeze_statistics(self, frozen: bool) -> None:
+        """Whether BatchNorm normalises by its stored statistics, and keeps them, in training mode too.
+
+        Its scale and shift train on, as in the code of Roth et al., Revisiting Training Strategies and Generalization
+        Performance in Deep Metric Learning, ICML 2020, arXiv 2002.08473. An image's embedding then depends on no other.
+        """
+        self.statistics_frozen = frozen
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training or evaluation mode, in which what is frozen stays."""
+        super().train(mode)
+        if self.backbone_frozen:
+            self.backbone.eval()
+        if self.statistics_frozen:
+            for layer in batch_norms(self):
+                layer.eval()
+        return self
+
+
+def batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers of a module, of any dimension and kind."""
+    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+
+
+def set_batch_norm(encoder: Encoder, config: EncoderConfig, device: torch.device) -> Encoder:
+    """The encoder with BatchNorm as config.batch_norm has it for training; one without BatchNorm is left as it is.
+
+    Args:
+        encoder: the one of `build`; changed in place.
+        config: batch_norm.
+        device: where it will train.
+
+    Raises:
+        ValueError: sync on a device that is no GPU.
+    """
+    if config.batch_norm == "sync" and device.type != "cuda":
+        raise ValueError(
+            f"encoder.batch_norm sync needs GPUs, and this trains on {device.type}: choose frozen, or batch"
+        )
+    layers = batch_norms(encoder)
+    if config.batch_norm == "frozen":
+        encoder.freeze_statistics(True)
+        if layers and not config.pretrained and config.weights is None:
+            log.warning(
+                "encoder.batch_norm is frozen, but %s starts from random weights: its statistics say nothing of "
+                "any data; set encoder.batch_norm batch, or give it weights",
+                config.name,
+            )
+    elif config.batch_norm == "sync" and layers:
+        # timm's, since torch's own would lose the activation that timm builds into some of these layers.
+        from timm.layers.norm_act import convert_sync_batchnorm
+
+        encoder.backbone = convert_sync_batchnorm(encoder.backbone)  # type: ignore[no-untyped-call]
+    return encoder
 
 
 class SmallCNN(nn.Sequential):

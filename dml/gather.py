@@ -115,6 +115,14 @@ def broadcast_module(module: nn.Module, group: Group | None) -> None:
         dist.broadcast(tensor.detach(), src=dist.get_global_rank(group, 0), group=group)
 
 
+def broadcast_buffers(module: nn.Module, group: Group | None) -> None:
+    """Rank 0's buffers (BatchNorm's statistics, which each rank takes of its own rows) on every rank."""
+    if group is None:
+        return
+    for buffer in module.buffers():
+        dist.broadcast(buffer, src=dist.get_global_rank(group, 0), group=group)
+
+
 def broadcast_floats(values: list[float], group: Group | None, device: torch.device) -> list[float]:
     """Rank 0's numbers on every rank, in float64, so that all ranks decide alike."""
     if group is None:

@@ -3,6 +3,8 @@
 On several ranks of torch.distributed every rank runs it and gets its reports at the same steps.
 """
 
+import contextlib
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -12,14 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dml import encoders, gather, gradient_cache, losses, optim
 from dml import evaluate as evaluation
-from dml import gather, losses
-from dml.config import Config, OptimConfig, TCMConfig
+from dml.config import Config, TCMConfig
 from dml.data import datasets, sampler
 from dml.data.datasets import Splits
 from dml.data.loader import Batch, batches
 from dml.data.sampler import Indices
-from dml.encoders import Encoder, build
+from dml.early_stopping import EarlyStopping
+from dml.ema import EMA
+from dml.encoders import Encoder
 from dml.losses.tcm import TCM
 from dml.memory import Memory
 from dml.pairs import Pairs
@@ -36,7 +40,8 @@ class StepReport:
 
     Attributes:
         step: steps done since the start of training.
-        metrics: train/loss (mean over these steps and over ranks), train/lr, train/tcm_weight, and the losses' stats.
+        metrics: train/loss (mean over these steps and over ranks), train/lr (the backbone's), train/lr_projection,
+            train/lr_loss (where the loss has parameters), train/tcm_weight, and the losses' stats.
     """
 
     step: int
@@ -52,10 +57,12 @@ class EpochReport:
         step: steps done since the start of training.
         metrics: val/... of dml.evaluate, train/loss (mean over the epoch), train/images_per_second (all ranks),
             train/batches_without_loss (batches of the epoch whose loss was 0, TCM aside: none had a tuple that counts).
-        encoder: the trained module itself, not a copy: save it before asking for the next report.
+        encoder: the trained module itself, or the moving average of its weights with optim.ema, which the
+            metrics are of. Not a copy: save it before asking for the next report.
         loss: the loss with its own parameters.
         plan: int64 (steps, P * K), the batches that an embedding-driven sampler has planned (dml.plans); else None.
         memory: the cross-batch memory; None without one.
+        stopped: training ends here, before its last epoch, since train.patience is exhausted.
     """
 
     epoch: int
@@ -65,6 +72,7 @@ class EpochReport:
     loss: nn.Module
     plan: Indices | None = None
     memory: Memory | None = None
+    stopped: bool = False
 
 
 def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[StepReport | EpochReport]:
@@ -91,6 +99,7 @@ def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[S
     per_epoch = config.train.steps_per_epoch or sampler.steps_per_epoch(splits.train.labels_N, config.batch)
     plans = Plans(run.encoder, splits.train, config, per_epoch, device=device, group=group)
     total = per_epoch * config.train.epochs
+    stopping = EarlyStopping(config.train.patience)
     step = 0
     for epoch in range(1, config.train.epochs + 1):
         began = time.perf_counter()
@@ -110,13 +119,20 @@ def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[S
                 without_loss += zeros
                 recent = []
                 yield StepReport(step, {"train/loss": sum(values) / len(values)} | run.stats())
+        # Ranks that evaluate, or choose batches, by embeddings of statistics of their own would not have one encoder.
+        gather.broadcast_buffers(run.encoder, group)
+        if run.ema is not None:
+            gather.broadcast_buffers(run.ema.encoder, group)
         rate = per_epoch * config.batch.size / (time.perf_counter() - began)
         if epoch % config.train.eval_every == 0 or epoch == config.train.epochs:
-            metrics = evaluation.evaluate(run.encoder, splits.val, config, device=device, group=group)
+            metrics = evaluation.evaluate(run.evaluated, splits.val, config, device=device, group=group)
             metrics["train/loss"] = sum(epoch_losses) / len(epoch_losses)
             metrics["train/images_per_second"] = rate
             metrics["train/batches_without_loss"] = float(without_loss)
-            yield EpochReport(epoch, step, metrics, run.encoder, run.loss, plans.stored, run.memory)
+            stopped = stopping.done(metrics["val/score"]) and epoch < config.train.epochs
+            yield EpochReport(epoch, step, metrics, run.evaluated, run.loss, plans.stored, run.memory, stopped)
+            if stopped:
+                return
 
 
 def check(splits: Splits, config: Config) -> None:
@@ -132,7 +148,7 @@ class _Run:
         # Forked, so that the caller's own draws do not depend on whether it trained; seeded, so that ranks start equal.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
-            encoder = build(config.encoder, channels=config.data.channels, image_size=config.data.image_size)
+            encoder = encoders.build(config.encoder, channels=config.data.channels, image_size=config.data.image_size)
             self.loss = losses.from_config(config.loss, num_classes=num_classes, dim=config.encoder.dim).to(device)
         self.memory: Memory | None = None
         if config.memory.size > 0:
@@ -140,26 +156,62 @@ class _Run:
                 raise ValueError(f"loss {config.loss.name} takes no memory; set memory.size 0")
             self.memory = Memory(config.memory.size, config.encoder.dim).to(device)
         gather.broadcast_module(self.loss, group)
+        encoder = encoders.set_batch_norm(encoder, config.encoder, device)
         self.encoder = encoder.to(device).to(memory_format=torch.channels_last)
-        self.forward: nn.Module = self.encoder
-        if group is not None:
-            self.forward = DistributedDataParallel(self.encoder, device_ids=[device] if device.type == "cuda" else None)
+        self.config, self.device, self.group = config, device, group
+        self.ema = EMA(self.encoder, config.optim.ema) if config.optim.ema > 0 else None
+        self.optimizer = optim.build(self.encoder, self.loss, config.optim)
+        self.encoder.freeze_backbone(config.optim.frozen_backbone > 0)
+        self.forward = self._wrapped()
         tcm = config.tcm
         self.tcm = TCM(tcm.margin_pos, tcm.margin_neg, tcm.weight_pos, tcm.weight_neg)
-        self.config, self.device, self.group = config, device, group
-        self.optimizer = optimizer(self.encoder, self.loss, config.optim)
-        self.peaks = [float(parameters["lr"]) for parameters in self.optimizer.param_groups]
         self.weight = 0.0
+
+    @property
+    def evaluated(self) -> Encoder:
+        """The encoder that is evaluated and kept: the moving average where there is one."""
+        return self.encoder if self.ema is None else self.ema.encoder
+
+    def _wrapped(self) -> nn.Module:
+        """The encoder, in DDP on several ranks."""
+        if self.group is None:
+            return self.encoder
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.encoder, device_ids=device_ids)
 
     def step(self, batch: Batch, step: int, progress: float) -> Tensor:
         """One step on this rank's slice; returns (2,), detached: its loss, and the size of its loss without TCM."""
         config = self.config
-        factor = learning_rate_factor(progress, config.optim.warmup)
-        for parameters, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            parameters["lr"] = peak * factor
+        if self.encoder.backbone_frozen and progress >= config.optim.frozen_backbone:
+            self.encoder.freeze_backbone(False)
+            self.forward = self._wrapped()
+        optim.set_rates(self.optimizer, progress, config.optim)
         self.weight = tcm_weight(progress, config.tcm)
-        with evaluation.autocast(config, self.device):
-            embeddings = self.forward(_to(batch.images, self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        within = functools.partial(self._within, step)
+        if config.train.micro_batch is None:
+            with within(0):
+                embeddings = self.forward(_to(batch.images, self.device))
+            values = self._learn(embeddings, batch, step, progress)
+        else:
+            images = batch.images.pin_memory() if self.device.type == "cuda" else batch.images
+            largest = -(-config.batch.size // gather.world(self.group))
+            chunks = gradient_cache.split(images, config.train.micro_batch, largest)
+            embeddings = gradient_cache.embed(self.forward, chunks, within)
+            values = self._learn(embeddings, batch, step, progress)
+            assert embeddings.grad is not None  # a loss is connected, whatever its value
+            gradient_cache.backward(self.forward, chunks, embeddings.grad, within)
+        gather.average_gradients(self.loss, self.group)
+        if config.optim.clip > 0:
+            nn.utils.clip_grad_norm_(self.encoder.parameters(), config.optim.clip)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.encoder)
+        return values
+
+    def _learn(self, embeddings: Tensor, batch: Batch, step: int, progress: float) -> Tensor:
+        """The loss and its backward pass, as far as the embeddings' graph reaches; returns what `step` does."""
+        config = self.config
         pairs = Pairs.of(
             embeddings,
             _to(batch.labels, self.device),
@@ -170,34 +222,26 @@ class _Run:
         )
         base: Tensor = self.loss(pairs.extended if self.loss.takes_memory else pairs)
         loss = base + self.weight * self.tcm(pairs) if self.weight > 0 else base
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        gather.average_gradients(self.loss, self.group)
-        if config.optim.clip > 0:
-            nn.utils.clip_grad_norm_(self.encoder.parameters(), config.optim.clip)
-        self.optimizer.step()
         if self.memory is not None and pairs.col_ids is not None:
             self.memory.add(pairs.cols.detach(), pairs.col_labels, pairs.col_ids)
         # A comparison with NaN is false, so masks would hide broken embeddings from the loss.
         return torch.stack([loss.detach() + 0 * embeddings.detach().sum(), base.detach().abs()])
 
+    @contextlib.contextmanager
+    def _within(self, step: int, chunk: int) -> Iterator[None]:
+        """What surrounds the encoder: draws that depend on seed, step, rank and chunk alone, and its precision."""
+        key = (self.config.train.seed, step, gather.rank(self.group), chunk)
+        with gradient_cache.seeded(self.device, *key), evaluation.autocast(self.config, self.device):
+            yield
+
     def stats(self) -> dict[str, float]:
-        """Learning rate, TCM weight and the losses' stats, read back from the device."""
-        stats = {"train/lr": float(self.optimizer.param_groups[0]["lr"]), "train/tcm_weight": self.weight}
+        """Learning rates, TCM weight and the losses' stats, read back from the device."""
+        rates = optim.rates(self.optimizer)
+        stats = {"train/lr": rates.pop("backbone"), "train/tcm_weight": self.weight}
+        stats |= {f"train/lr_{part}": rate for part, rate in rates.items()}
         own = getattr(self.loss, "stats", {}) | (self.tcm.stats if self.weight > 0 else {})
         return stats | {f"train/{name}": float(value) for name, value in own.items()}
-
-
-def learning_rate_factor(progress: float, warmup: float) -> float:
-    """Share of the peak rate: a linear rise over `warmup`, then a cosine to 0.
-
-    Args:
-        progress: fraction of training done, in [0, 1).
-        warmup: fraction of training, in [0, 1].
-    """
-    if progress < warmup:
-        return max(progress / warmup, 0.01)
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-9)))
 
 
 def tcm_weight(progress: float, config: TCMConfig) -> float:
@@ -210,21 +254,6 @@ def tcm_weight(progress: float, config: TCMConfig) -> float:
     if progress < config.start:
         return 0.0
     return config.weight * min(1.0, (progress - config.start) / config.ramp if config.ramp > 0 else 1.0)
-
-
-def optimizer(encoder: nn.Module, loss: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser: the encoder's matrices decay, norms and biases do not; the loss has its own rate and no decay."""
-    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    groups: list[dict[str, object]] = [
-        {"params": [p for p in trained if p.ndim > 1], "lr": config.lr, "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "lr": config.lr, "weight_decay": 0.0},
-    ]
-    own = list(loss.parameters())
-    if own:
-        groups.append({"params": own, "lr": config.loss_lr, "weight_decay": 0.0})
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, fused=True)
-    return torch.optim.AdamW(groups, fused=True)
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

@@ -46,6 +46,7 @@ def image_folder(budget: Budget = "full") -> Config:
             "data.augment": "crop",
             "encoder.name": "resnet50",
             "encoder.pretrained": True,
+            "encoder.batch_norm": "frozen",
             "encoder.dim": 128,
             "batch.classes": 56,
             "batch.samples": 2,

@@ -17,6 +17,7 @@ CONFIG = recipes.digits("short").replace(
 RUNS: dict[str, dict[str, Any]] = {
     "multi_similarity": {"loss.name": "multi_similarity"},
     "proxy_anchor": {"loss.name": "proxy_anchor"},
+    "thaw": {"optim.frozen_backbone": 0.5, "optim.schedule": "step", "optim.projection_lr": 3e-3},
     # Its miner thresholds nothing, so that rounding decides no tuple.
     "margin": {"loss.name": "margin", "loss.miner": "random", "loss.rho": 0.3, "memory.size": 100, "memory.start": 0.1},
 }

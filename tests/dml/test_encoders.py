@@ -83,3 +83,64 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights.only"):
         encoders.build(EncoderConfig(weights=str(tmp_path / "evil.pth")), channels=1, image_size=32)
     assert not Path("touched-by-pickle").exists()
+
+
+def test_a_frozen_backbone_keeps_still_in_training_mode_too() -> None:
+    encoder = encoders.build(EncoderConfig(name="resnet10t", dim=4), channels=3, image_size=32)
+    encoder.freeze_backbone(True)
+    before = {name: value.clone() for name, value in encoder.backbone.state_dict().items()}
+    encoder.eval()
+    encoder.train()
+    encoder(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in encoder.backbone.state_dict().items()), "statistics"
+    assert all(parameter.grad is None for parameter in encoder.backbone.parameters())
+    assert all(parameter.grad is not None for parameter in encoder.projection.parameters())
+    encoder.freeze_backbone(False)
+    assert encoder.backbone.training
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def resnet(**settings: object) -> encoders.Encoder:
+    config = EncoderConfig(name="resnet10t", dim=4).model_copy(update=settings)
+    made = encoders.build(EncoderConfig(name=config.name, dim=config.dim), channels=3, image_size=32)
+    return encoders.set_batch_norm(made, config, torch.device("cpu"))
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_scale() -> None:
+    encoder = resnet(batch_norm="frozen")
+    before = [buffer.clone() for buffer in encoder.buffers()]
+    encoder.eval()
+    encoder.train()
+    images = torch.randn(4, 3, 32, 32)
+    embeddings = encoder(images)
+    torch.testing.assert_close(embeddings[:1], encoder(images[:1]), rtol=1e-4, atol=1e-5)
+    embeddings[:, 0].sum().backward()
+    assert all(torch.equal(buffer, old) for buffer, old in zip(encoder.buffers(), before, strict=True))
+    assert all(layer.weight.grad is not None for layer in encoders.batch_norms(encoder))
+    assert encoder.training
+    assert not resnet(batch_norm="batch").statistics_frozen
+
+
+def test_frozen_batch_norm_of_random_weights_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    resnet(batch_norm="frozen", weights="some.safetensors")
+    encoders.set_batch_norm(
+        encoders.build(EncoderConfig(), channels=1, image_size=16),
+        EncoderConfig(batch_norm="frozen"),
+        torch.device("cpu"),
+    )
+    assert caplog.text == "", "weights, or no BatchNorm at all"
+    resnet(batch_norm="frozen")
+    assert "batch_norm is frozen, but resnet10t starts from random weights" in caplog.text
+
+
+def test_synchronised_batch_norm_is_refused_on_a_cpu_and_keeps_activations_on_gpus() -> None:
+    with pytest.raises(ValueError, match=r"encoder[.]batch_norm sync needs GPUs, and this trains on cpu"):
+        resnet(batch_norm="sync")
+    config = EncoderConfig(name="efficientnet_b0", dim=4, batch_norm="sync")
+    plain = encoders.build(config, channels=3, image_size=32)
+    state = {name: value.clone() for name, value in plain.state_dict().items()}
+    expected = plain.eval()(torch.ones(1, 3, 32, 32))
+    synced = encoders.set_batch_norm(plain, config, torch.device("cuda"))
+    assert all(isinstance(layer, torch.nn.SyncBatchNorm) for layer in encoders.batch_norms(synced))
+    assert state.keys() == synced.state_dict().keys(), "a checkpoint is loaded without it"
+    torch.testing.assert_close(synced.eval()(torch.ones(1, 3, 32, 32)), expected)

@@ -87,15 +87,6 @@ def test_a_loss_that_is_no_number_ends_the_training_with_step_and_last_losses() 
         reports(config)
 
 
-def test_the_rate_rises_then_falls_to_zero() -> None:
-    factors = [loop.learning_rate_factor(step / 100, 0.1) for step in range(100)]
-    assert factors[:11] == sorted(factors[:11])
-    assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert factors[10] == 1.0
-    assert 0 < factors[-1] < 0.01
-    assert 0 < factors[0] < 0.1, "the first step is not lost"
-
-
 @pytest.mark.parametrize(
     ("progress", "weight"), [(0.0, 0.0), (0.29, 0.0), (0.3, 0.0), (0.35, 0.25), (0.4, 0.5), (0.99, 0.5)]
 )
@@ -105,3 +96,32 @@ def test_tcm_is_off_until_its_start_and_then_ramped(progress: float, weight: flo
 
 def test_without_a_ramp_tcm_is_on_at_once() -> None:
     assert loop.tcm_weight(0.3, TCMConfig(weight=0.5, start=0.3, ramp=0.0)) == 0.5
+
+
+def test_a_frozen_backbone_trains_from_its_thaw_on_and_the_projection_from_the_start() -> None:
+    settings = {"optim.frozen_backbone": 0.5, "loss.name": "proxy_anchor", "optim.projection_lr": 2e-3}
+    start, thaw, end = ([], [], [])
+    found = loop.train(CONFIG.replace(**settings), datasets.load(CONFIG.data), device=CPU)
+    rates = []
+    for event in found:
+        if isinstance(event, loop.StepReport):
+            rates.append([event.metrics[f"train/{name}"] for name in ("lr", "lr_projection", "lr_loss")])
+            continue
+        (thaw if event.epoch == 1 else end).extend(p.detach().clone() for p in event.encoder.parameters())
+        if event.epoch == 1:
+            assert event.metrics["val/recall@1"] > 0.5, "a projection of random features"
+    never = CONFIG.replace(**settings | {"optim.frozen_backbone": 1.0})
+    start.extend(p.detach().clone() for p in reports(never)[-1].encoder.parameters())
+    moved = [(torch.equal(a, b), torch.equal(b, c)) for a, b, c in zip(start, thaw, end, strict=True)]
+    assert moved[:-2] == [(True, False)] * (len(moved) - 2), "the backbone, still and then trained"
+    assert moved[-2:] == [(False, False)] * 2, "the projection"
+    assert [rate == 0 for rate, _, _ in rates] == [True] * 3 + [False] * 3
+    assert all(projection > 0 and loss > 0 for _, projection, loss in rates)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("adamw", 1e-3), ("adam", 1e-3), ("sgd", 0.1)])
+@pytest.mark.parametrize("schedule", ["constant", "step"])
+def test_every_optimiser_and_schedule_trains(name: str, rate: float, schedule: str) -> None:
+    config = CONFIG.replace(**{"optim.name": name, "optim.schedule": schedule, "optim.lr": rate})
+    losses = [event.metrics["train/loss"] for event in reports(config) if isinstance(event, loop.StepReport)]
+    assert losses[-1] < 0.8 * losses[0]
