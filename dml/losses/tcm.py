@@ -50,28 +50,25 @@ class TCM(Loss):
         """The regulariser over the global batch by the gradient rule, a scalar."""
         s = pairs.similarity
         with torch.no_grad():
-            pull, positive = self._term("positive", pairs, s <= self.margin_pos)
-            push, negative = self._term("negative", pairs, s >= self.margin_neg)
+            slope, share_pos, positive = self._term("positive", pairs, s <= self.margin_pos, self.margin_pos)
+            push, share_neg, negative = self._term("negative", pairs, s >= self.margin_neg, self.margin_neg)
             value = self.weight_pos * positive + self.weight_neg * negative
-            slope = push.sub_(pull)
+            slope.mul_(-self.weight_pos * share_pos).addcmul_(push, self.weight_neg * share_neg)
         found: Tensor = _Sloped.apply(s, slope, value)
         return found
 
-    def _term(self, name: str, pairs: Pairs, beyond: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean of |s - margin| over the hard pairs, and its slope at each pair (B, N), its factor included."""
-        if name == "positive":
-            mask, margin, factor = pairs.positives, self.margin_pos, self.weight_pos
-        else:
-            mask, margin, factor = pairs.negatives, self.margin_neg, self.weight_neg
-        hard = mask & beyond
+    def _term(self, name: str, pairs: Pairs, beyond: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The hard pairs as ones of a float (B, N), the weight of one in a mean, and their mean |s - margin|."""
+        mask = pairs.positives if name == "positive" else pairs.negatives
+        hard = beyond.logical_and_(mask)
         count = hard.count_nonzero()
         share = pairs.mean(pairs.similarity.new_ones(()), count)
         # By way of int8, since a bool is made a float several times slower.
-        slope = hard.view(torch.int8).to(share.dtype)
-        term = share * (torch.dot(slope.flatten(), pairs.similarity.flatten()) - margin * count.to(share.dtype)).abs()
+        ones = hard.view(torch.int8).to(share.dtype)
+        term = share * (torch.dot(ones.flatten(), pairs.similarity.flatten()) - margin * count.to(share.dtype)).abs()
         self.stats[f"tcm/{name}"] = term
         self.stats[f"tcm/hard_{name}s"] = count / mask.count_nonzero().clamp(min=1)
-        return slope.mul_(share * factor), term
+        return ones, share, term
 
 
 class _Sloped(torch.autograd.Function):
