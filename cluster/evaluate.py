@@ -15,7 +15,7 @@ import ray.train
 import ray.train.torch
 import rich.progress
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from cluster import command_line, registry, report_table, session, subjects, train
 from cluster.tracking import Store, runs_dir
@@ -162,7 +162,7 @@ def _over_ranks(source: subjects.Source, options: Options, out: Path, name: str)
         _rank,
         train_loop_config={"source": source, "options": options, "store": Store.open().uri},
         scaling_config=resources.scaling(),
-        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        torch_config=resources.backend(),
         run_config=ray.train.RunConfig(
             name=name, storage_path=session.local_path(options.storage or session.storage())
         ),
@@ -174,10 +174,7 @@ def _over_ranks(source: subjects.Source, options: Options, out: Path, name: str)
 
 def _rank(settings: dict[str, Any]) -> None:
     os.environ["MLFLOW_TRACKING_URI"] = settings["store"]
-    session.use_threads()
-    device = ray.train.torch.get_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = session.use_rank_device()
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / "made"
         _evaluate(settings["source"], settings["options"], made, device=device, group=gather.default_group())

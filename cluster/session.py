@@ -7,7 +7,9 @@ from pathlib import Path
 
 import ray
 import ray.train
+import ray.train.torch
 import torch
+from ray.train.torch import TorchConfig
 
 from cluster.tracking import runs_dir
 
@@ -74,6 +76,10 @@ class Resources:
             num_workers=self.workers, use_gpu=self.gpus_per_worker > 0, resources_per_worker=self.per_worker
         )
 
+    def backend(self) -> TorchConfig:
+        """How the ranks talk: by NCCL between GPUs, else by gloo."""
+        return TorchConfig(backend="nccl" if self.gpus_per_worker else "gloo")
+
 
 def storage() -> str:
     """Where checkpoints and the state of searches go unless told otherwise: runs/ray."""
@@ -90,6 +96,16 @@ def use_device() -> torch.device:
     use_threads()
     # Ray shows a task or actor its own GPUs only, so they count from 0.
     return torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")
+
+
+def use_rank_device() -> torch.device:
+    """The device of this rank of Ray Train, made torch's current one, with torch's threads set to its CPUs."""
+    use_threads()
+    # Ray Train's workers see all GPUs of their node, and each is told its own.
+    device: torch.device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def use_threads() -> None:

@@ -8,9 +8,8 @@ from typing import Annotated, Any, cast
 
 import ray.train
 import ray.train.torch
-import torch
 import tyro
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from cluster import command_line, session
 from cluster.tracking import Store
@@ -42,7 +41,7 @@ def fit(
         _worker,
         train_loop_config={"job": job},
         scaling_config=resources.scaling(),
-        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        torch_config=resources.backend(),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=storage,
@@ -72,12 +71,7 @@ def _worker(settings: dict[str, Job]) -> None:
         kept = ray.train.Checkpoint.from_directory(folder) if folder is not None else None
         ray.train.report(metrics, checkpoint=kept)
 
-    session.use_threads()
-    # Ray Train's workers see all GPUs of their node, and each is told its own.
-    device = ray.train.torch.get_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    work(settings["job"], report, device=device)
+    work(settings["job"], report, device=session.use_rank_device())
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ mean over the global batch therefore returns W * local_sum / global_count (`Pair
 global mean. A loss that is no sum over rows is computed whole on every rank, and is its own mean.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -107,20 +109,12 @@ def average_gradients(module: nn.Module, group: Group | None) -> None:
         parameter.grad /= world(group)
 
 
-def broadcast_module(module: nn.Module, group: Group | None) -> None:
-    """Rank 0's parameters and buffers on every rank, for a module that DDP does not wrap: some draw their own seeds."""
+def broadcast(tensors: Iterable[Tensor], group: Group | None) -> None:
+    """Rank 0's values of these tensors on every rank, in place; every rank gives as many, in the same order."""
     if group is None:
         return
-    for tensor in [*module.parameters(), *module.buffers()]:
+    for tensor in tensors:
         dist.broadcast(tensor.detach(), src=dist.get_global_rank(group, 0), group=group)
-
-
-def broadcast_buffers(module: nn.Module, group: Group | None) -> None:
-    """Rank 0's buffers (BatchNorm's statistics, which each rank takes of its own rows) on every rank."""
-    if group is None:
-        return
-    for buffer in module.buffers():
-        dist.broadcast(buffer, src=dist.get_global_rank(group, 0), group=group)
 
 
 def broadcast_floats(values: list[float], group: Group | None, device: torch.device) -> list[float]:
@@ -128,5 +122,5 @@ def broadcast_floats(values: list[float], group: Group | None, device: torch.dev
     if group is None:
         return values
     shared = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.broadcast(shared, src=dist.get_global_rank(group, 0), group=group)
+    broadcast([shared], group)
     return [float(value) for value in shared.tolist()]

@@ -120,9 +120,9 @@ def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[S
                 recent = []
                 yield StepReport(step, {"train/loss": sum(values) / len(values)} | run.stats())
         # Ranks that evaluate, or choose batches, by embeddings of statistics of their own would not have one encoder.
-        gather.broadcast_buffers(run.encoder, group)
+        gather.broadcast(run.encoder.buffers(), group)
         if run.ema is not None:
-            gather.broadcast_buffers(run.ema.encoder, group)
+            gather.broadcast(run.ema.encoder.buffers(), group)
         rate = per_epoch * config.batch.size / (time.perf_counter() - began)
         if epoch % config.train.eval_every == 0 or epoch == config.train.epochs:
             metrics = evaluation.evaluate(run.evaluated, splits.val, config, device=device, group=group)
@@ -155,7 +155,8 @@ class _Run:
             if not self.loss.takes_memory:
                 raise ValueError(f"loss {config.loss.name} takes no memory; set memory.size 0")
             self.memory = Memory(config.memory.size, config.encoder.dim).to(device)
-        gather.broadcast_module(self.loss, group)
+        # DDP does not wrap it, and a loss from outside may draw its parameters from a seed of its own.
+        gather.broadcast([*self.loss.parameters(), *self.loss.buffers()], group)
         encoder = encoders.set_batch_norm(encoder, config.encoder, device)
         self.encoder = encoder.to(device).to(memory_format=torch.channels_last)
         self.config, self.device, self.group = config, device, group

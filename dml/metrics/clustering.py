@@ -1,14 +1,13 @@
 """Do clusters that are found without labels agree with the classes?"""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from dml.metrics.inputs import Array, Counts, Floats, full_precision, unit_rows
-from dml.metrics.neighbours import import_faiss
+from dml.metrics.neighbours import import_faiss, threads_of_torch
 
 BATCH = 256
 """Rows drawn at a time for the first centres of k-means."""
@@ -86,7 +85,7 @@ def k_means(rows_ND: torch.Tensor, k: int, *, seed: int = 0, iterations: int = 2
             max_points_per_centroid=len(rows),
             gpu=min(1, faiss.get_num_gpus()),
         )
-        with _threads_of_torch(faiss):
+        with threads_of_torch(faiss):
             means.train(rows, init_centroids=rows[first_centres(rows_ND, k, seed=(seed, run))])
             squared_N, found_N = means.assign(rows)
         squares = float(squared_N.astype(np.float64).sum())
@@ -144,16 +143,6 @@ def _kept(before_B: Any, between_BB: Any, rng: np.random.Generator) -> list[int]
 def _squared_distances(similarity: torch.Tensor) -> torch.Tensor:
     squared = 2 - 2 * similarity
     return squared.masked_fill_(squared < ALIKE, 0)
-
-
-@contextmanager
-def _threads_of_torch(faiss: Any) -> Iterator[None]:
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 def agreement(labels_N: Array, clusters_N: Array) -> dict[str, float]:

@@ -33,7 +33,7 @@ def unit_rows(embeddings_ND: Array, labels_N: Array) -> tuple[torch.Tensor, torc
         raise ValueError(f"needs at least two classes, got {len(counts_C)} in {len(labels)} samples")
     if counts_C.max() < 2:
         raise ValueError(f"needs a class with at least two samples, got {len(counts_C)} classes of one sample each")
-    return _normalised(rows_ND, "embeddings"), labels
+    return normalised(rows_ND, "embeddings"), labels
 
 
 def query_gallery(
@@ -70,7 +70,7 @@ def query_gallery(
         raise ValueError(f"needs at least two classes in the gallery, got 1 in {len(labels_G)} samples")
     dtype = torch.promote_types(rows_QD.dtype, rows_GD.dtype)
     rows_QD, rows_GD = rows_QD.to(dtype), rows_GD.to(labels.device, dtype)
-    return _normalised(rows_QD, "queries"), labels, _normalised(rows_GD, "gallery"), labels_G
+    return normalised(rows_QD, "queries"), labels, normalised(rows_GD, "gallery"), labels_G
 
 
 def _checked(embeddings_ND: Array, labels_N: Array, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,10 +83,20 @@ def _checked(embeddings_ND: Array, labels_N: Array, name: str) -> tuple[torch.Te
         raise ValueError(f"{name} must be floats, got {rows_ND.dtype}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels must be integers, got {labels.dtype}")
-    return rows_ND if rows_ND.dtype == torch.float64 else rows_ND.float(), labels.to(rows_ND.device, torch.int64)
+    return rows_ND, labels.to(rows_ND.device, torch.int64)
 
 
-def _normalised(rows_ND: torch.Tensor, name: str) -> torch.Tensor:
+def normalised(rows_ND: torch.Tensor, name: str) -> torch.Tensor:
+    """Rows at unit length: float64 stays, any other float becomes float32.
+
+    Args:
+        rows_ND: (N, D) floats.
+        name: what messages call them.
+
+    Raises:
+        ValueError: a row with NaN or infinity, or of zeros.
+    """
+    rows_ND = rows_ND if rows_ND.dtype == torch.float64 else rows_ND.float()
     largest_N1 = torch.maximum(rows_ND.amax(dim=1, keepdim=True), -rows_ND.amin(dim=1, keepdim=True))
     for wrong_N1, what in ((~largest_N1.isfinite(), "NaN or infinity"), (largest_N1 == 0, "only zeros")):
         if wrong_N1.any():

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from dml.metrics.inputs import Array, Counts, Floats, _normalised
+from dml.metrics.inputs import Array, Counts, Floats, normalised
 from dml.metrics.intervals import Interval, rate_interval
 from dml.metrics.operating_points import OperatingPoint, check_targets, operating_point
 from dml.metrics.pair_counts import cell_edge, cell_of
@@ -283,7 +283,7 @@ def _unit(embeddings_ND: Array) -> torch.Tensor:
     rows_ND = torch.as_tensor(embeddings_ND).detach()
     if rows_ND.ndim != 2 or not rows_ND.is_floating_point():
         raise ValueError(f"needs embeddings (N, D) of floats, got {tuple(rows_ND.shape)} of {rows_ND.dtype}")
-    return _normalised(rows_ND if rows_ND.dtype == torch.float64 else rows_ND.float(), "embeddings")
+    return normalised(rows_ND, "embeddings")
 
 
 def _indices(pairs: LabelledPairs, index: dict[str, int]) -> Counts:

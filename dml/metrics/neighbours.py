@@ -103,7 +103,7 @@ class Gallery:
     def _by_faiss(self, queries_QD: Tensor, k: int, exclude_Q: Tensor | None) -> tuple[Tensor, Tensor]:
         depth = k + (exclude_Q is not None)
         queries = np.ascontiguousarray(queries_QD.cpu().numpy())
-        with self._threads_of_torch():
+        with threads_of_torch(self._faiss):
             if self._gpus:
                 found = self._gpu_index.search(queries, depth)
             else:
@@ -122,14 +122,16 @@ class Gallery:
         index.add(self.rows_GD.cpu().numpy())
         return index
 
-    @contextmanager
-    def _threads_of_torch(self) -> Iterator[None]:
-        before = self._faiss.omp_get_max_threads()
-        self._faiss.omp_set_num_threads(torch.get_num_threads())
-        try:
-            yield
-        finally:
-            self._faiss.omp_set_num_threads(before)
+
+@contextmanager
+def threads_of_torch(faiss: Any) -> Iterator[None]:
+    """Faiss on as many threads as torch has."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _largest(similarity_QG: Tensor, k: int) -> tuple[Tensor, Tensor]:

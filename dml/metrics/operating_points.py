@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from dml.gather import Group
 from dml.metrics.class_rates import class_rates
 from dml.metrics.inputs import Array, Counts
@@ -27,6 +29,7 @@ __all__ = [
     "calibrate",
     "check_distance",
     "check_targets",
+    "farthest_within",
     "operating_point",
     "to_distance",
     "to_similarity",
@@ -126,7 +129,7 @@ def operating_point(pairs: PairDistances, far_target: float) -> OperatingPoint:
         UnreachableFARError: even the nearest negatives exceed the target.
     """
     check_targets([far_target])
-    at = _farthest_within(pairs.negatives_M, far_target)
+    at = farthest_within(pairs.negatives_M, far_target)
     return OperatingPoint(
         far_target=float(far_target),
         threshold=float(pairs.distances_M[at]),
@@ -138,9 +141,17 @@ def operating_point(pairs: PairDistances, far_target: float) -> OperatingPoint:
     )
 
 
-def _farthest_within(negatives_M: Counts, far: float) -> int:
-    """Index of the last negatives, nearest first, that can be accepted with all before them."""
-    occupied = negatives_M.nonzero()[0]
+def farthest_within(negatives_M: Counts, far: float) -> int:
+    """Index of the last negatives that can be accepted, with all before them, at this FAR.
+
+    Args:
+        negatives_M: how many there are, nearest first.
+        far: the bound, between 0 and 1.
+
+    Raises:
+        UnreachableFARError: even the nearest negatives exceed the bound; it names the smallest FAR that they resolve.
+    """
+    occupied = np.flatnonzero(negatives_M != 0)
     far_to = negatives_M[occupied].cumsum() / negatives_M.sum()
     reached = int(far_to.searchsorted(far, side="right"))
     if not reached:

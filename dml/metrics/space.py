@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dml.metrics.inputs import Array, Floats, _normalised, unit_rows
+from dml.metrics.inputs import Array, Floats, normalised, unit_rows
 
 CHUNK = 8192
 """Rows held in float64 at a time."""
@@ -86,7 +86,7 @@ def singular_values(embeddings_ND: Array) -> Floats:
     rows_ND = torch.as_tensor(embeddings_ND).detach()
     if rows_ND.ndim != 2 or not rows_ND.numel() or not rows_ND.is_floating_point():
         raise ValueError(f"needs floats (N, D), N and D at least 1, got {rows_ND.dtype} {tuple(rows_ND.shape)}")
-    return _spectrum(_normalised(rows_ND if rows_ND.dtype == torch.float64 else rows_ND.float(), "embeddings"))
+    return _spectrum(normalised(rows_ND, "embeddings"))
 
 
 def _spectrum(rows_ND: Tensor) -> Floats:

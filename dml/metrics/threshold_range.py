@@ -7,7 +7,7 @@ import numpy as np
 
 from dml.gather import Group
 from dml.metrics.inputs import Counts
-from dml.metrics.operating_points import UnreachableFARError
+from dml.metrics.operating_points import farthest_within
 from dml.metrics.pair_counts import (
     PairGrid,
     cell_edge,
@@ -78,30 +78,10 @@ class ThresholdRange:
                 if exact
                 else sampled_negatives(grid, SAMPLE, far=high, group=group)
             )
-            near, far = (cell_of_far(negatives, bound) for bound in self.bounds)
+            nearest_first = negatives[::-1]
+            near, far = (len(negatives) - 1 - farthest_within(nearest_first, bound) for bound in self.bounds)
         ends = to_distance(np.array([cell_edge(near), cell_edge(far)]), distance)
         return float(ends[0]), float(ends[1])
-
-
-def cell_of_far(negatives: Counts, far: float) -> int:
-    """The lowest cell of similarity that holds a negative and can be accepted, with all above it, at this FAR.
-
-    Args:
-        negatives: a histogram of `dml.metrics.pair_counts`.
-        far: the bound, between 0 and 1.
-
-    Raises:
-        UnreachableFARError: even the nearest negatives exceed the bound; it names the smallest FAR that they resolve.
-    """
-    occupied = np.flatnonzero(negatives != 0)
-    far_from = negatives[occupied][::-1].cumsum()[::-1] / negatives.sum()
-    reached = occupied[far_from <= far]
-    if not len(reached):
-        raise UnreachableFARError(
-            f"FAR {far:g} cannot be reached: "
-            f"{int(negatives.sum()):,} negative pairs resolve no FAR below {far_from[-1]:.3g}"
-        )
-    return int(reached[0])
 
 
 def cell_of_frr(positives: Counts, frr: float) -> int:

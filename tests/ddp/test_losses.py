@@ -91,7 +91,7 @@ def broadcast(rank: int, world: int) -> list[list[float]]:
     module = torch.nn.BatchNorm1d(3)
     for tensor in [*module.parameters(), *module.buffers()]:
         tensor.data.fill_(rank + 5)
-    gather.broadcast_module(module, gather.default_group())
+    gather.broadcast([*module.parameters(), *module.buffers()], gather.default_group())
     return [tensor.float().flatten().tolist() for tensor in [*module.parameters(), *module.buffers()]]
 
 
