@@ -1,7 +1,7 @@
 """Everything that is measured of embeddings whose classes were not trained on, and the figures that show it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -20,7 +20,7 @@ from dml.metrics.labelled_pairs import (
     transfer_labelled,
 )
 from dml.metrics.neighbours import nearest
-from dml.metrics.operating_points import OperatingPoint
+from dml.metrics.operating_points import OperatingPoint, operating_point
 from dml.metrics.pair_distances import PairDistances, pair_distances
 from dml.metrics.transfer import Transfer, transfer
 from dml.names import unknown
@@ -158,10 +158,7 @@ def measure(
         elif part == "pairs":
             pairs = pair_distances(rows, labels, gallery=gallery, distance=config.distance, group=group)
             metrics |= {"auc": pairs.auc, "equal_error_rate": pairs.equal_error_rate}
-            own = evaluate.calibrate(rows, labels, config, far, gallery=gallery, group=group)
-            both = transfer((*points, *own), rows, labels, gallery=gallery, names=subject.classes, group=group)
-            found |= {"pairs": pairs, "operating_points": own}
-            found |= {"transfers": both[: len(points)], "held": both[len(points) :]}
+            found |= {"pairs": pairs, **_thresholds(pairs, subject, points, far, group)}
         elif part == "clustering":
             metrics |= clustering.clustering(rows, labels, seed=seed)
         elif part == "space":
@@ -176,6 +173,34 @@ def measure(
     if gallery is not None:
         counts["gallery"] = len(gallery[1])
     return Report(counts, metrics, **found)
+
+
+def _thresholds(
+    pairs: PairDistances,
+    subject: Subject,
+    points: Sequence[OperatingPoint],
+    far: Sequence[float],
+    group: gather.Group | None,
+) -> dict[str, tuple[Any, ...]]:
+    """What `operating_points.calibrate` and `transfer` give, from pairs that are counted already and one more count."""
+    own = evaluate.reachable(lambda targets: tuple(operating_point(pairs, target) for target in targets), far)
+    both = transfer(
+        (*points, *own),
+        subject.embeddings_ND,
+        subject.labels_N,
+        gallery=subject.gallery,
+        names=subject.classes,
+        group=group,
+    )
+    held = both[len(points) :]
+    return {
+        "operating_points": tuple(
+            replace(point, far_interval=each.far_interval, frr_interval=each.frr_interval)
+            for point, each in zip(own, held, strict=True)
+        ),
+        "transfers": both[: len(points)],
+        "held": held,
+    }
 
 
 def measure_pairs(

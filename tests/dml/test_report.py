@@ -52,10 +52,11 @@ def test_every_part_says_what_it_says_by_itself(whole, found):
     assert {"auc", "equal_error_rate", "knn_1shot", "svm_5shot", "gnb_5shot_low"} <= set(found.metrics)
 
 
-def test_thresholds_from_elsewhere_are_put_to_the_test(found):
+def test_thresholds_from_elsewhere_are_put_to_the_test(whole, found):
     assert [each.far_target for each in found.transfers] == [0.1, 0.02]
     assert [point.far_target for point in found.operating_points] == [0.1, 0.01, 0.001]
     assert all(point.far <= point.far_target for point in found.operating_points)
+    assert found.operating_points == evaluate.calibrate(whole.embeddings_ND, whole.labels_N, CONFIG)
     assert [held.far for held in found.held] == [point.far for point in found.operating_points]
 
 
