@@ -94,7 +94,7 @@ def register(
             signature=_signature(data.channels, data.image_size, loaded.config.encoder.dim),
             serialization_format="pt2",
             pip_requirements=_requirements(),
-            extra_files=[str(folder / file) for file in checkpoint.FILES] + [str(points)],
+            extra_files=[str(file) for file in [*checkpoint.model_files(folder), points]],
             validate_serving_input=False,
         )
     # By the client: log_model's own way to a version prints lines that our callers do not want.

@@ -81,6 +81,8 @@ def _train(
         if isinstance(event, loop.StepReport):
             steps[event.step] = event.metrics
             continue
+        if isinstance(event, loop.CheckpointReport):
+            continue
         better = not best or event.metrics["val/score"] > best["best/score"]
         if better:
             best = {f"best/{name}": event.metrics[f"val/{name}"] for name in BEST} | {"best/epoch": event.epoch}
@@ -94,9 +96,7 @@ def _train(
             folder = Path(scratch) / "checkpoint" if better and run is not None else None
             if folder is not None:
                 info = {"epoch": event.epoch, "step": event.step, "metrics": event.metrics}
-                checkpoint.save(
-                    folder, event.encoder, job.config, info=info, loss=event.loss, memory=event.memory, plan=event.plan
-                )
+                checkpoint.save(folder, event.encoder, job.config, info=info, state=event.state)
             report(metrics, folder)
     return metrics
 
@@ -107,9 +107,7 @@ class _Clock:
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def time(
-        self, events: Iterator[loop.StepReport | loop.EpochReport]
-    ) -> Iterator[loop.StepReport | loop.EpochReport]:
+    def time(self, events: Iterator[loop.Report]) -> Iterator[loop.Report]:
         while True:
             began = time.perf_counter()
             event = next(events, None)

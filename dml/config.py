@@ -87,6 +87,11 @@ class EncoderConfig(Section):
     """What BatchNorm layers normalise by in training. batch: each rank's part of the batch. frozen: the statistics that
     the weights came with, for pretrained backbones; scale and shift still train. sync: the global batch, GPUs only."""
 
+    @property
+    def bare(self) -> Self:
+        """The same architecture without weights from elsewhere, for weights that are at hand."""
+        return self.model_copy(update={"pretrained": False, "weights": None})
+
 
 class LossConfig(Section):
     """The metric-learning loss; TCM is added to it separately."""
@@ -180,6 +185,8 @@ class TrainConfig(Section):
     batch. The gradient is the same for a third more work; BatchNorm that is not frozen normalises by each chunk."""
     patience: int | None = Field(default=None, ge=1)
     """Evaluations in a row without a better val score after which training ends early; unset, it never does."""
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints within an epoch, beside the one of every evaluated epoch; unset, those alone."""
     seed: int = 0
     """Seed of the weights, the batches and the augmentation."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -30,4 +30,18 @@ class EarlyStopping:
             self.best, self.waited = score, 0
         else:
             self.waited += 1
+        return self.exhausted
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether training has gone on long enough without a better score."""
         return self.patience is not None and self.waited >= self.patience
+
+    def restore(self, best: float | None, waited: int) -> None:
+        """Goes on where another stopped.
+
+        Args:
+            best: its best; None before its first evaluation.
+            waited: its waited.
+        """
+        self.best, self.waited = -math.inf if best is None else best, waited

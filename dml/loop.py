@@ -1,13 +1,18 @@
 """The training loop: a generator that trains and says what happened; it knows nothing of who listens.
 
 On several ranks of torch.distributed every rank runs it and gets its reports at the same steps.
+
+Exactness. A training that goes on from a State, on the same kind of device and as many ranks, does what it would have
+done: on CPUs with 1 or 2 ranks its weights are the same bit for bit. With more ranks gloo adds in an order that depends
+on where a gradient lies in DDP's buckets, which DDP lays out anew after its first step: sums then differ in their last
+bits, as they do on another number of ranks or on GPUs.
 """
 
 import contextlib
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,17 +22,17 @@ from torch.nn.parallel import DistributedDataParallel
 from dml import encoders, gather, gradient_cache, losses, optim
 from dml import evaluate as evaluation
 from dml.config import Config, TCMConfig
+from dml.course import Course
 from dml.data import datasets, sampler
 from dml.data.datasets import Splits
 from dml.data.loader import Batch, batches
-from dml.data.sampler import Indices
-from dml.early_stopping import EarlyStopping
 from dml.ema import EMA
 from dml.encoders import Encoder
 from dml.losses.tcm import TCM
 from dml.memory import Memory
 from dml.pairs import Pairs
 from dml.plans import Plans
+from dml.state import State
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -59,9 +64,7 @@ class EpochReport:
             train/batches_without_loss (batches of the epoch whose loss was 0, TCM aside: none had a tuple that counts).
         encoder: the trained module itself, or the moving average of its weights with optim.ema, which the
             metrics are of. Not a copy: save it before asking for the next report.
-        loss: the loss with its own parameters.
-        plan: int64 (steps, P * K), the batches that an embedding-driven sampler has planned (dml.plans); else None.
-        memory: the cross-batch memory; None without one.
+        state: what the training goes on from; its tensors are no copies either.
         stopped: training ends here, before its last epoch, since train.patience is exhausted.
     """
 
@@ -69,13 +72,36 @@ class EpochReport:
     step: int
     metrics: dict[str, float]
     encoder: Encoder
-    loss: nn.Module
-    plan: Indices | None = None
-    memory: Memory | None = None
+    state: State
     stopped: bool = False
 
 
-def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[StepReport | EpochReport]:
+@dataclass(frozen=True)
+class CheckpointReport:
+    """A step between evaluations to go on from, every train.checkpoint_every_steps.
+
+    Attributes:
+        step: steps done since the start of training.
+        encoder: as of an EpochReport.
+        state: as of an EpochReport.
+    """
+
+    step: int
+    encoder: Encoder
+    state: State
+
+
+Report = StepReport | EpochReport | CheckpointReport
+
+
+def train(
+    config: Config,
+    splits: Splits,
+    *,
+    device: torch.device,
+    resume: State | None = None,
+    init: Mapping[str, Tensor] | None = None,
+) -> Iterator[Report]:
     """Trains an encoder on splits.train, evaluating it on splits.val.
 
     The batch of a step depends on (seed, epoch, step) alone and the augmentation of a sample on (seed, epoch, sample),
@@ -85,54 +111,56 @@ def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[S
         config: everything about the run.
         splits: class-disjoint data; test is not touched.
         device: where this rank computes.
+        resume: goes on from here, the same on every rank; the reports are those that would have followed.
+        init: weights that the encoder starts from (`checkpoint.warm_start`), the same on every rank.
 
     Yields:
-        A StepReport every config.train.log_every steps, an EpochReport for every evaluated epoch.
+        A StepReport every config.train.log_every steps and before a checkpoint, an EpochReport for every evaluated
+        epoch, a CheckpointReport every config.train.checkpoint_every_steps unless an EpochReport is due.
 
     Raises:
         NonFiniteLossError: within log_every steps after a loss became NaN or infinite.
         DataError: splits that cannot be trained on.
+        StateError: resume is of other settings or other data.
     """
     check(splits, config)
+    if resume is not None:
+        resume.check(config, splits.fingerprint)
     group = gather.default_group()
-    run = _Run(config, len(splits.train.classes), device, group)
     per_epoch = config.train.steps_per_epoch or sampler.steps_per_epoch(splits.train.labels_N, config.batch)
+    course = Course(config, per_epoch, splits.fingerprint, resume)
+    run = _Run(config, len(splits.train.classes), device, group, progress=course.progress, resume=resume, init=init)
     plans = Plans(run.encoder, splits.train, config, per_epoch, device=device, group=group)
-    total = per_epoch * config.train.epochs
-    stopping = EarlyStopping(config.train.patience)
-    step = 0
-    for epoch in range(1, config.train.epochs + 1):
-        began = time.perf_counter()
+    if resume is not None and "plan" in resume.parts:
+        plans.restore(resume.parts["plan"]["plan"].numpy(), (course.step - 1) // per_epoch)
+    while not course.ended:
+        began, first = time.perf_counter(), course.step
+        epoch = course.step // per_epoch
+        plan = plans.epoch(epoch)[course.step % per_epoch :]
         recent: list[Tensor] = []
-        epoch_losses: list[float] = []
-        without_loss = 0
-        plan = plans.epoch(epoch - 1)
-        loader = batches(
-            splits.train, config, plan, epoch=epoch - 1, rank=gather.rank(group), world=gather.world(group)
-        )
-        for batch in loader:
-            recent.append(run.step(batch, step, step / total))
-            step += 1
-            if step % config.train.log_every == 0 or step % per_epoch == 0:
-                values, zeros = _read(recent, step, epoch_losses, group)
-                epoch_losses += values
-                without_loss += zeros
+        for batch in batches(
+            splits.train, config, plan, epoch=epoch, rank=gather.rank(group), world=gather.world(group)
+        ):
+            recent.append(run.step(batch, course.step, course.progress))
+            course.step += 1
+            if course.reads:
+                values, zeros = _read(recent, course.step, course.losses, group)
+                course.count(values, zeros)
                 recent = []
-                yield StepReport(step, {"train/loss": sum(values) / len(values)} | run.stats())
+                yield StepReport(course.step, {"train/loss": sum(values) / len(values)} | run.stats())
+            if course.saves and not course.epoch_ends:
+                yield CheckpointReport(course.step, run.evaluated, run.state(course, plans))
         # Ranks that evaluate, or choose batches, by embeddings of statistics of their own would not have one encoder.
-        gather.broadcast(run.encoder.buffers(), group)
-        if run.ema is not None:
-            gather.broadcast(run.ema.encoder.buffers(), group)
-        rate = per_epoch * config.batch.size / (time.perf_counter() - began)
-        if epoch % config.train.eval_every == 0 or epoch == config.train.epochs:
-            metrics = evaluation.evaluate(run.evaluated, splits.val, config, device=device, group=group)
-            metrics["train/loss"] = sum(epoch_losses) / len(epoch_losses)
-            metrics["train/images_per_second"] = rate
-            metrics["train/batches_without_loss"] = float(without_loss)
-            stopped = stopping.done(metrics["val/score"]) and epoch < config.train.epochs
-            yield EpochReport(epoch, step, metrics, run.evaluated, run.loss, plans.stored, run.memory, stopped)
-            if stopped:
-                return
+        run.share_buffers()
+        rate = (course.step - first) * config.batch.size / (time.perf_counter() - began)
+        told = course.close_epoch() | {"train/images_per_second": rate}
+        if course.evaluates:
+            metrics = evaluation.evaluate(run.evaluated, splits.val, config, device=device, group=group) | told
+            stopped = course.stopping.done(metrics["val/score"]) and course.step < course.total
+            state = run.state(course, plans)
+            yield EpochReport(epoch + 1, course.step, metrics, run.evaluated, state, stopped)
+        elif course.saves:
+            yield CheckpointReport(course.step, run.evaluated, run.state(course, plans))
 
 
 def check(splits: Splits, config: Config) -> None:
@@ -144,12 +172,26 @@ def check(splits: Splits, config: Config) -> None:
 class _Run:
     """Model, losses and optimiser of one training, and one step of it."""
 
-    def __init__(self, config: Config, num_classes: int, device: torch.device, group: gather.Group | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        num_classes: int,
+        device: torch.device,
+        group: gather.Group | None,
+        *,
+        progress: float = 0.0,
+        resume: State | None = None,
+        init: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        # Weights that are at hand need none that others published.
+        built = config.encoder if resume is None and init is None else config.encoder.bare
         # Forked, so that the caller's own draws do not depend on whether it trained; seeded, so that ranks start equal.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
-            encoder = encoders.build(config.encoder, channels=config.data.channels, image_size=config.data.image_size)
+            encoder = encoders.build(built, channels=config.data.channels, image_size=config.data.image_size)
             self.loss = losses.from_config(config.loss, num_classes=num_classes, dim=config.encoder.dim).to(device)
+        if init is not None:
+            encoder.load_state_dict(init)
         self.memory: Memory | None = None
         if config.memory.size > 0:
             if not self.loss.takes_memory:
@@ -162,11 +204,45 @@ class _Run:
         self.config, self.device, self.group = config, device, group
         self.ema = EMA(self.encoder, config.optim.ema) if config.optim.ema > 0 else None
         self.optimizer = optim.build(self.encoder, self.loss, config.optim)
-        self.encoder.freeze_backbone(config.optim.frozen_backbone > 0)
+        if resume is not None:
+            self._restore(resume)
+        self.encoder.freeze_backbone(progress < config.optim.frozen_backbone)
         self.forward = self._wrapped()
         tcm = config.tcm
         self.tcm = TCM(tcm.margin_pos, tcm.margin_neg, tcm.weight_pos, tcm.weight_neg)
         self.weight = 0.0
+
+    def _restore(self, state: State) -> None:
+        parts = state.parts
+        self.encoder.load_state_dict(parts.get("training_encoder", parts["encoder"]))
+        if self.ema is not None:
+            self.ema.encoder.load_state_dict(parts["encoder"])
+            self.ema.updates = state.progress.ema_updates
+        self.loss.load_state_dict(parts.get("loss", {}))
+        if self.memory is not None:
+            self.memory.load_state_dict(parts["memory"])
+        optim.restore(self.optimizer, self.encoder, self.loss, parts.get("optimizer", {}))
+
+    def state(self, course: Course, plans: Plans) -> State:
+        """What the training goes on from; its tensors are the training's own."""
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "encoder": self.evaluated.state_dict(),
+            "loss": self.loss.state_dict(),
+            "optimizer": optim.state(self.optimizer, self.encoder, self.loss),
+        }
+        if self.ema is not None:
+            parts["training_encoder"] = self.encoder.state_dict()
+        if self.memory is not None:
+            parts["memory"] = self.memory.state_dict()
+        if plans.stored is not None:
+            parts["plan"] = {"plan": torch.from_numpy(plans.stored)}
+        return State(self.config, course.at(0 if self.ema is None else self.ema.updates), parts)
+
+    def share_buffers(self) -> None:
+        """Gives every rank the buffers of rank 0."""
+        gather.broadcast(self.encoder.buffers(), self.group)
+        if self.ema is not None:
+            gather.broadcast(self.ema.encoder.buffers(), self.group)
 
     @property
     def evaluated(self) -> Encoder:

@@ -1,10 +1,11 @@
 """The optimiser: which parameters it trains at which rate, and how the rates move over a training."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dml.config import OptimConfig
 from dml.encoders import Encoder
@@ -62,6 +63,58 @@ def set_rates(optimizer: torch.optim.Optimizer, progress: float, config: OptimCo
 def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """The present rate of each part: {"backbone": 3e-4, "projection": 3e-4, "loss": 1e-2}."""
     return {group["part"]: float(group["lr"]) for group in optimizer.param_groups}
+
+
+def state(optimizer: torch.optim.Optimizer, encoder: Encoder, loss: nn.Module) -> dict[str, Tensor]:
+    """What the optimiser remembers of each parameter: {"encoder.projection.weight/exp_avg": tensor, ...}.
+
+    The tensors are the optimiser's own, not copies. Rates are no part of it: they are a function of progress.
+
+    Args:
+        optimizer: made by `build` from this encoder and this loss.
+        encoder: whose names parameters go by.
+        loss: the same for its own parameters.
+    """
+    return {
+        f"{name}/{slot}": value
+        for name, parameter in _named(encoder, loss).items()
+        for slot, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore(optimizer: torch.optim.Optimizer, encoder: Encoder, loss: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Puts back what `state` took.
+
+    Args:
+        optimizer: newly made by `build` from this encoder and this loss.
+        encoder: as for `state`.
+        loss: as for `state`.
+        tensors: copied, to where each parameter lies.
+
+    Raises:
+        ValueError: a tensor of an unknown parameter, or of another shape than its parameter.
+    """
+    parameters = _named(encoder, loss)
+    for key, value in tensors.items():
+        name, _, slot = key.rpartition("/")
+        if name not in parameters:
+            raise ValueError(f"the optimiser's state is of a parameter {name!r}, which is not trained here")
+        parameter = parameters[name]
+        if slot == "step":
+            optimizer.state[parameter][slot] = value.to(parameter.device, copy=True)
+            continue
+        if value.shape != parameter.shape:
+            raise ValueError(
+                f"the optimiser's {slot} of {name} has shape {tuple(value.shape)}, not {tuple(parameter.shape)}"
+            )
+        # In the parameter's own memory format: a fused step walks through both as they lie in memory.
+        optimizer.state[parameter][slot] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+
+def _named(encoder: Encoder, loss: nn.Module) -> dict[str, nn.Parameter]:
+    parts = {"encoder": encoder, "loss": loss}
+    return {f"{part}.{name}": value for part, module in parts.items() for name, value in module.named_parameters()}
 
 
 def rate_factor(progress: float, config: OptimConfig, *, start: float = 0.0) -> float:

@@ -69,8 +69,8 @@ def train(rank: int, world: int, folder: Path) -> None:
         chosen = config.replace(**{"loss.name": name})
         for report in loop.train(chosen, splits, device=torch.device("cpu")):
             if isinstance(report, loop.EpochReport):
-                seen += [parameter.detach().clone() for parameter in report.loss.parameters()]
-                checkpoint.save(path, report.encoder, chosen, info={}, loss=report.loss)
+                seen += [tensor.clone() for tensor in report.state.parts["loss"].values()]
+                checkpoint.save(path, report.encoder, chosen, info={}, state=report.state)
         (stored,) = load_file(path / "loss.safetensors").values()
         assert torch.equal(stored, seen[1])
         assert (seen[1] - seen[0]).abs().max() > 1e-3, "not trained"

@@ -52,8 +52,7 @@ def trained(rank: int, world: int) -> tuple[list[float], list[list[int]]]:
     losses = [event.metrics["train/loss"] for event in events if isinstance(event, loop.StepReport)]
     last = events[-1]
     assert isinstance(last, loop.EpochReport)
-    assert last.plan is not None
-    return losses, last.plan.tolist()
+    return losses, last.state.parts["plan"]["plan"].tolist()
 
 
 def test_two_ranks_train_with_a_greedy_coreset_as_one_process_does() -> None:

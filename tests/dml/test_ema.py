@@ -59,7 +59,7 @@ def test_a_training_evaluates_and_keeps_the_average_and_trains_as_without(tmp_pa
     assert [step.metrics["train/loss"] for step in steps] == [step.metrics["train/loss"] for step in plain_steps]
     assert last.metrics["val/score"] != plain.metrics["val/score"]
     assert last.metrics["val/recall@1"] > 0.9
-    checkpoint.save(tmp_path / "kept", last.encoder, config, info={}, loss=last.loss)
+    checkpoint.save(tmp_path / "kept", last.encoder, config, info={})
     kept = checkpoint.load(tmp_path / "kept").encoder.state_dict()
     for name, value in plain.encoder.state_dict().items():
         assert not torch.equal(kept[name], value), name

@@ -60,11 +60,12 @@ def test_a_mined_loss_trains_with_rho_and_a_memory_that_ends_full_of_the_last_ba
     config = CONFIG.replace(**settings)
     last = reports(config)[-1]
     again = reports(config)[-1]
+    memory = last.state.parts["memory"]
     other = reports(config.replace(**{"memory.start": 1.0}))[-1]
     assert last.metrics["val/recall@1"] > 0.9
-    assert int(last.memory.written) == 24 * config.batch.size
-    assert (last.memory.ids >= 0).all()
-    torch.testing.assert_close(last.memory.embeddings.norm(dim=1), torch.ones(100))
+    assert int(memory["written"]) == 24 * config.batch.size
+    assert (memory["ids"] >= 0).all()
+    torch.testing.assert_close(memory["embeddings"].norm(dim=1), torch.ones(100))
     first, second, third = (next(iter(report.encoder.parameters())) for report in (last, again, other))
     assert torch.equal(first, second), "draws are keyed by seed and step"
     assert not torch.equal(first, third), "from start on, the memory counts"

@@ -11,6 +11,7 @@ from dml import evaluate as evaluation
 from dml.config import Config
 from dml.data import datasets, sampler
 from dml.plans import Plans
+from dml.state import Progress, State
 
 CPU = torch.device("cpu")
 CONFIG = recipes.digits("short").replace(
@@ -83,30 +84,16 @@ def test_a_stored_plan_is_taken_up_whatever_the_encoder_has_become(tmp_path: Pat
     config = CONFIG.replace(**{"batch.embed_every": 2})
     first = plans(config, encoder())
     whole = [first.epoch(number) for number in (2, 3)]
-    checkpoint.save(tmp_path / "last", encoder(), config, info={}, plan=first.stored)
-    stored = checkpoint.load(tmp_path / "last").plan
-    assert stored is not None
+    assert first.stored is not None
+    state = State(config, Progress(step=0), {"plan": {"plan": torch.from_numpy(first.stored)}})
+    checkpoint.save(tmp_path / "last", encoder(), config, info={}, state=state)
+    stored = checkpoint.load_state(tmp_path / "last").parts["plan"]["plan"].numpy()
     again = plans(config, encoder(1))
     again.restore(stored, 2)
     for number, expected in zip((2, 3), whole, strict=True):
         np.testing.assert_array_equal(again.epoch(number), expected)
     with pytest.raises(ValueError, match=r"shape \(6, 12\), but this config plans \(3, 12\)"):
         plans(CONFIG, encoder()).restore(stored, 2)
-
-
-def test_a_checkpoint_without_a_plan_has_none(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "last", encoder(), CONFIG, info={})
-    assert checkpoint.load(tmp_path / "last").plan is None
-    assert not (tmp_path / "last" / "plan.safetensors").exists()
-
-
-def test_a_plan_file_that_holds_something_else_is_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    checkpoint.save(tmp_path / "last", encoder(), CONFIG, info={})
-    save_file({"other": torch.zeros(1)}, tmp_path / "last" / "plan.safetensors")
-    with pytest.raises(checkpoint.CheckpointError, match=r"last is no usable checkpoint: 'plan'"):
-        checkpoint.load(tmp_path / "last")
 
 
 def test_embeddings_that_are_no_numbers_are_refused_in_words() -> None:
@@ -124,9 +111,8 @@ def test_every_sampler_trains_and_the_report_carries_what_is_stored(name: str) -
     reports = [event for event in events if isinstance(event, loop.EpochReport)]
     assert [report.epoch for report in reports] == [1, 2]
     if name in sampler.EMBEDDING_DRIVEN:
-        assert reports[0].plan is not None
-        assert reports[1].plan is not None
-        assert reports[0].plan.shape == reports[1].plan.shape == (3, 12)
-        assert not np.array_equal(reports[0].plan, reports[1].plan)
+        first, second = (report.state.parts["plan"]["plan"] for report in reports)
+        assert first.shape == second.shape == (3, 12)
+        assert not torch.equal(first, second)
     else:
-        assert [report.plan for report in reports] == [None, None]
+        assert not any("plan" in report.state.parts for report in reports)
