@@ -187,5 +187,12 @@ class Pairs:
             local_sum: differentiable scalar, the sum over this rank's terms.
             local_count: how many terms that were.
         """
-        count = torch.as_tensor(local_count, dtype=local_sum.dtype, device=local_sum.device)
-        return self.world * local_sum / gather.sum_over_ranks(count, self.group).clamp(min=1)
+        return local_sum * self.weight(torch.as_tensor(local_count, dtype=local_sum.dtype, device=local_sum.device))
+
+    def weight(self, local_count: Tensor) -> Tensor:
+        """The factor of one term in `mean`: world / global_count, 1 at least below the line. A collective.
+
+        Args:
+            local_count: floating scalar, terms of this rank.
+        """
+        return self.world / gather.sum_over_ranks(local_count, self.group).clamp(min=1)

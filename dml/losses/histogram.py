@@ -35,11 +35,12 @@ class Histogram(Loss):
     def forward(self, pairs: Pairs) -> Tensor:
         """The loss over the global batch, the same on every rank, a scalar."""
         if pairs.world == 1:
-            s_NN = pairs.similarity
+            s_NN, negatives_NN = pairs.similarity, pairs.negatives
         else:
             with torch.autocast(pairs.cols.device.type, enabled=False):
                 s_NN = pairs.cols @ pairs.cols.T
-        loss: Tensor = _Overlap.apply(s_NN, pairs.col_labels, self.bins)
+            negatives_NN = pairs.col_labels[:, None] != pairs.col_labels[None, :]
+        loss: Tensor = _Overlap.apply(s_NN, negatives_NN, self.bins)
         return loss
 
 
@@ -47,9 +48,9 @@ class _Overlap(torch.autograd.Function):
     """The overlap is piecewise linear in every similarity, so its gradient is a table over intervals."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, s_NN: Tensor, labels_N: Tensor, bins: int) -> Tensor:
+    def forward(ctx: FunctionCtx, s_NN: Tensor, negatives_NN: Tensor, bins: int) -> Tensor:
         # Kinds: 0 positive, 1 negative, 2 a sample with itself, which goes to a histogram that nobody reads.
-        kind_NN = (labels_N[:, None] != labels_N[None, :]).long()
+        kind_NN = negatives_NN.long()
         kind_NN.diagonal().fill_(2)
         place_NN = (s_NN + 1) * (bins / 2)
         left_NN = place_NN.long().clamp_(0, bins - 1)

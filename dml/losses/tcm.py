@@ -50,25 +50,33 @@ class TCM(Loss):
         """The regulariser over the global batch by the gradient rule, a scalar."""
         s = pairs.similarity
         with torch.no_grad():
-            slope, share_pos, positive = self._term("positive", pairs, s <= self.margin_pos, self.margin_pos)
-            push, share_neg, negative = self._term("negative", pairs, s >= self.margin_neg, self.margin_neg)
-            value = self.weight_pos * positive + self.weight_neg * negative
-            slope.mul_(-self.weight_pos * share_pos).addcmul_(push, self.weight_neg * share_neg)
+            hard, pull, positive = self._term("positive", pairs, -self.weight_pos)
+            others, push, negative = self._term("negative", pairs, self.weight_neg)
+            slope = hard.mul_(pull).addcmul_(others, push)
+            value = positive + negative
         found: Tensor = _Sloped.apply(s, slope, value)
         return found
 
-    def _term(self, name: str, pairs: Pairs, beyond: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The hard pairs as ones of a float (B, N), the weight of one in a mean, and their mean |s - margin|."""
-        mask = pairs.positives if name == "positive" else pairs.negatives
-        hard = beyond.logical_and_(mask)
-        count = hard.count_nonzero()
-        share = pairs.mean(pairs.similarity.new_ones(()), count)
-        # By way of int8, since a bool is made a float several times slower.
-        ones = hard.view(torch.int8).to(share.dtype)
-        term = share * (torch.dot(ones.flatten(), pairs.similarity.flatten()) - margin * count.to(share.dtype)).abs()
-        self.stats[f"tcm/{name}"] = term
-        self.stats[f"tcm/hard_{name}s"] = count / mask.count_nonzero().clamp(min=1)
-        return ones, share, term
+    def _term(self, name: str, pairs: Pairs, factor: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The hard pairs as ones of a float (B, N), the slope of each, and factor * their mean (s - margin).
+
+        Floats throughout: a comparison that gives a bool takes several times as long, and so does a bool made a float
+        other than by way of int8. At batches of a hundred each of these calls counts.
+        """
+        mask, compare, margin = (
+            (pairs.positives, torch.le, self.margin_pos)
+            if name == "positive"
+            else (pairs.negatives, torch.ge, self.margin_neg)
+        )
+        s = pairs.similarity.detach()
+        kind = mask.view(torch.int8).to(s.dtype)
+        hard = compare(s, margin, out=torch.empty_like(s)).mul_(kind)
+        count = hard.sum()
+        weight = pairs.weight(count)
+        mean = torch.dot(hard.view(-1), s.view(-1)).sub_(count, alpha=margin).mul_(weight)
+        self.stats[f"tcm/{name}"] = mean.abs()
+        self.stats[f"tcm/hard_{name}s"] = count / kind.sum().clamp_(min=1)
+        return hard, weight * factor, mean * factor
 
 
 class _Sloped(torch.autograd.Function):

@@ -9,6 +9,7 @@ from dml.gather import Group
 from dml.metrics.inputs import Counts
 from dml.metrics.operating_points import farthest_within
 from dml.metrics.pair_counts import (
+    CELLS,
     PairGrid,
     cell_edge,
     positives_histogram,
@@ -73,13 +74,12 @@ class ThresholdRange:
             far, near = (cell_of_frr(positives, bound) for bound in self.bounds)
         else:
             exact = grid.negatives <= SAMPLE or low * SAMPLE < SAMPLE_AT_LEAST
-            negatives = (
-                similarity_histograms(grid, group)[1]
+            nearest_first = (
+                similarity_histograms(grid, group)[1][::-1]
                 if exact
                 else sampled_negatives(grid, SAMPLE, far=high, group=group)
             )
-            nearest_first = negatives[::-1]
-            near, far = (len(negatives) - 1 - farthest_within(nearest_first, bound) for bound in self.bounds)
+            near, far = (CELLS - 1 - farthest_within(nearest_first, bound) for bound in self.bounds)
         ends = to_distance(np.array([cell_edge(near), cell_edge(far)]), distance)
         return float(ends[0]), float(ends[1])
 

@@ -139,14 +139,14 @@ class TileTallyOnCPU(TileTally):
         at = np.flatnonzero(mask)[: -self.padding or None]
         part = self._part(tile, len(at))
         np.take(flat, at, out=self.values[part.found], mode="clip")
-        row, row_key, column_key = self.row[: len(at)], self.row_key[part.found], self.column_key[part.found]
+        height, row = len(flat) // width, self.row[: len(at)]
+        rows = self.row_start[tile.row : tile.row + height] + np.int32(part.row_table.start)
+        columns = self.column_start[tile.column : tile.column + width] + np.int32(part.column_table.start)
         # A tile's width is a power of two.
         np.right_shift(at, width.bit_length() - 1, out=row)
-        np.take(self.row_start[tile.row :], row, out=row_key, mode="clip")
-        np.add(row_key, part.row_table.start, out=row_key)
+        np.take(rows, row, out=self.row_key[part.found], mode="clip")
         np.bitwise_and(at, width - 1, out=at)
-        np.take(self.column_start[tile.column :], at, out=column_key, mode="clip")
-        np.add(column_key, part.column_table.start, out=column_key)
+        np.take(columns, at, out=self.column_key[part.found], mode="clip")
         self.batch.append(part)
         if part.found.stop >= _BATCH:
             self._count_batch()
