@@ -18,7 +18,8 @@ import torch
 from ray.train.torch import TorchTrainer
 
 from cluster import command_line, registry, report_table, session, subjects, train
-from cluster.tracking import Store, runs_dir
+from cluster.delivery import without_password
+from cluster.tracking import Store, runs_dir, unsent_warning
 from dml import gather, report
 from dml.data import arrays
 
@@ -184,10 +185,12 @@ def _rank(settings: dict[str, Any]) -> None:
 
 def _track(found: Mapping[str, Any], out: Path, name: str) -> None:
     run = Store.open().start(name, params={"title": found["title"]}, tags={"kind": "evaluate"})
-    with run.closing():
-        run.metrics({0: {key: value for key, value in found["metrics"].items() if value is not None}})
-        run.files(out)
-    print(f"MLflow run {run.run_id} in {run.uri}")
+    with run.closing() as record:
+        record.metrics({0: {key: value for key, value in found["metrics"].items() if value is not None}})
+        record.files(out)
+    print(f"MLflow run {run.run_id} in {without_password(run.uri)}")
+    if warning := unsent_warning(run.unsent):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 class _Progress:

@@ -6,7 +6,6 @@ On several ranks of torch.distributed every rank runs it and gets its reports at
 import contextlib
 import functools
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,6 +25,7 @@ from dml.ema import EMA
 from dml.encoders import Encoder
 from dml.losses.tcm import TCM
 from dml.memory import Memory
+from dml.pace import Pace
 from dml.pairs import Pairs
 from dml.plans import Plans
 
@@ -40,12 +40,16 @@ class StepReport:
 
     Attributes:
         step: steps done since the start of training.
-        metrics: train/loss (mean over these steps and over ranks), train/lr (the backbone's), train/lr_projection,
+        metrics: means over these steps and over ranks: train/loss, train/loss_base (without TCM), train/gradient_norm
+            (of the encoder, before clipping); train/images_per_second (all ranks) and train/data_wait (share of the
+            time that this rank waited for images); as they are now: train/lr (the backbone's), train/lr_projection,
             train/lr_loss (where the loss has parameters), train/tcm_weight, and the losses' stats.
+        total: steps of the whole training.
     """
 
     step: int
     metrics: dict[str, float]
+    total: int
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,15 @@ class EpochReport:
     Attributes:
         epoch: epochs done, from 1.
         step: steps done since the start of training.
-        metrics: val/... of dml.evaluate, train/loss (mean over the epoch), train/images_per_second (all ranks),
-            train/batches_without_loss (batches of the epoch whose loss was 0, TCM aside: none had a tuple that counts).
+        metrics: val/... of dml.evaluate; train/pi_intra and the other figures of dml.metrics.space on a fixed sample of
+            the training images; over the epoch train/loss, train/images_per_second, train/data_wait and
+            train/batches_without_loss (batches whose loss was 0, TCM aside: none had a tuple that counts).
         encoder: the trained module itself, or the moving average of its weights with optim.ema, which the
             metrics are of. Not a copy: save it before asking for the next report.
         loss: the loss with its own parameters.
         plan: int64 (steps, P * K), the batches that an embedding-driven sampler has planned (dml.plans); else None.
         memory: the cross-batch memory; None without one.
+        total: steps of the whole training.
         stopped: training ends here, before its last epoch, since train.patience is exhausted.
     """
 
@@ -70,6 +76,7 @@ class EpochReport:
     metrics: dict[str, float]
     encoder: Encoder
     loss: nn.Module
+    total: int
     plan: Indices | None = None
     memory: Memory | None = None
     stopped: bool = False
@@ -100,9 +107,9 @@ def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[S
     plans = Plans(run.encoder, splits.train, config, per_epoch, device=device, group=group)
     total = per_epoch * config.train.epochs
     stopping = EarlyStopping(config.train.patience)
+    sample = evaluation.train_sample(splits.train, config)
     step = 0
     for epoch in range(1, config.train.epochs + 1):
-        began = time.perf_counter()
         recent: list[Tensor] = []
         epoch_losses: list[float] = []
         without_loss = 0
@@ -110,27 +117,30 @@ def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[S
         loader = batches(
             splits.train, config, plan, epoch=epoch - 1, rank=gather.rank(group), world=gather.world(group)
         )
-        for batch in loader:
+        pace = Pace()
+        began = last = pace.mark()
+        for batch in pace.waiting(loader):
             recent.append(run.step(batch, step, step / total))
             step += 1
             if step % config.train.log_every == 0 or step % per_epoch == 0:
-                values, zeros = _read(recent, step, epoch_losses, group)
+                values, zeros, means = _read(recent, step, epoch_losses, group)
                 epoch_losses += values
                 without_loss += zeros
-                recent = []
-                yield StepReport(step, {"train/loss": sum(values) / len(values)} | run.stats())
+                means |= pace.since(last, config.batch.size) | run.stats()
+                recent, last = [], pace.mark()
+                yield StepReport(step, means, total)
         # Ranks that evaluate, or choose batches, by embeddings of statistics of their own would not have one encoder.
         gather.broadcast(run.encoder.buffers(), group)
         if run.ema is not None:
             gather.broadcast(run.ema.encoder.buffers(), group)
-        rate = per_epoch * config.batch.size / (time.perf_counter() - began)
+        speed = pace.since(began, config.batch.size)
         if epoch % config.train.eval_every == 0 or epoch == config.train.epochs:
             metrics = evaluation.evaluate(run.evaluated, splits.val, config, device=device, group=group)
-            metrics["train/loss"] = sum(epoch_losses) / len(epoch_losses)
-            metrics["train/images_per_second"] = rate
+            metrics |= evaluation.space_of(run.evaluated, sample, config, device=device, group=group)
+            metrics |= {"train/loss": sum(epoch_losses) / len(epoch_losses)} | speed
             metrics["train/batches_without_loss"] = float(without_loss)
             stopped = stopping.done(metrics["val/score"]) and epoch < config.train.epochs
-            yield EpochReport(epoch, step, metrics, run.evaluated, run.loss, plans.stored, run.memory, stopped)
+            yield EpochReport(epoch, step, metrics, run.evaluated, run.loss, total, plans.stored, run.memory, stopped)
             if stopped:
                 return
 
@@ -181,7 +191,7 @@ class _Run:
         return DistributedDataParallel(self.encoder, device_ids=device_ids)
 
     def step(self, batch: Batch, step: int, progress: float) -> Tensor:
-        """One step on this rank's slice; returns (2,), detached: its loss, and the size of its loss without TCM."""
+        """One step on this rank's slice; returns (4,), detached: what `_learn` does, and the norm of the gradient."""
         config = self.config
         if self.encoder.backbone_frozen and progress >= config.optim.frozen_backbone:
             self.encoder.freeze_backbone(False)
@@ -203,15 +213,24 @@ class _Run:
             assert embeddings.grad is not None  # a loss is connected, whatever its value
             gradient_cache.backward(self.forward, chunks, embeddings.grad, within)
         gather.average_gradients(self.loss, self.group)
-        if config.optim.clip > 0:
-            nn.utils.clip_grad_norm_(self.encoder.parameters(), config.optim.clip)
+        norm = self._clip()
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.encoder)
-        return values
+        return torch.cat([values, norm.reshape(1).to(values)])
+
+    def _clip(self) -> Tensor:
+        """Clips the encoder's gradient where the config says so; returns the norm that it had."""
+        parameters = list(self.encoder.parameters())
+        if self.config.optim.clip > 0:
+            return nn.utils.clip_grad_norm_(parameters, self.config.optim.clip)
+        return nn.utils.get_total_norm([part.grad for part in parameters if part.grad is not None])
 
     def _learn(self, embeddings: Tensor, batch: Batch, step: int, progress: float) -> Tensor:
-        """The loss and its backward pass, as far as the embeddings' graph reaches; returns what `step` does."""
+        """The loss and its backward pass, as far as the embeddings' graph reaches.
+
+        Returns (3,), detached: this rank's loss, its loss without TCM, and the size of that.
+        """
         config = self.config
         pairs = Pairs.of(
             embeddings,
@@ -227,7 +246,7 @@ class _Run:
         if self.memory is not None and pairs.col_ids is not None:
             self.memory.add(pairs.cols.detach(), pairs.col_labels, pairs.col_ids)
         # A comparison with NaN is false, so masks would hide broken embeddings from the loss.
-        return torch.stack([loss.detach() + 0 * embeddings.detach().sum(), base.detach().abs()])
+        return torch.stack([loss.detach() + 0 * embeddings.detach().sum(), base.detach(), base.detach().abs()])
 
     @contextlib.contextmanager
     def _within(self, step: int, chunk: int) -> Iterator[None]:
@@ -263,13 +282,15 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor
 
 
-def _read(recent: list[Tensor], step: int, before: list[float], group: gather.Group | None) -> tuple[list[float], int]:
-    """The mean losses over ranks of the recent steps, and how many were 0 without TCM.
+def _read(
+    recent: list[Tensor], step: int, before: list[float], group: gather.Group | None
+) -> tuple[list[float], int, dict[str, float]]:
+    """The mean losses over ranks of the recent steps, how many were 0 without TCM, and the means over the steps.
 
     Raises at the first loss that is NaN or infinite, on every rank.
     """
-    means = (gather.sum_over_ranks(torch.stack(recent), group) / gather.world(group)).cpu()
-    values: list[float] = means[:, 0].tolist()
+    steps = (gather.sum_over_ranks(torch.stack(recent), group) / gather.world(group)).cpu()
+    values: list[float] = steps[:, 0].tolist()
     for index, value in enumerate(values):
         if not math.isfinite(value):
             last = ", ".join(f"{loss:.4g}" for loss in [*before, *values[: index + 1]][-6:])
@@ -277,4 +298,6 @@ def _read(recent: list[Tensor], step: int, before: list[float], group: gather.Gr
                 f"loss is {value} at step {step - len(values) + index + 1}; last losses: {last}. "
                 "A lower optim.lr or optim.clip usually helps"
             )
-    return values, int((means[:, 1] == 0).sum())
+    loss, base, _, norm = steps.mean(dim=0).tolist()
+    means = {"train/loss": loss, "train/loss_base": base, "train/gradient_norm": norm}
+    return values, int((steps[:, 2] == 0).sum()), means
