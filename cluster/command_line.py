@@ -17,6 +17,7 @@ import rich.table
 import tyro
 
 from cluster import session
+from cluster.tracking import TrackingError
 from cluster.worker import TrainingError
 from dml import encoders, loop, losses, recipes
 from dml.config import Config
@@ -98,8 +99,13 @@ def one_line_errors(status: int = 1) -> Iterator[None]:
         field = ".".join(part for part in path if part)
         shown = f" (got {first['input']!r})" if first["loc"] else ""
         _stop(f"{field}{': ' if field else ''}{first['msg'].removeprefix('Value error, ')}{shown}", status)
-    except (ValueError, KeyError, FileNotFoundError, TrainingError) as error:
+    except (ValueError, KeyError, FileNotFoundError, TrainingError, TrackingError) as error:
         _stop(str(error.args[0] if error.args else error), status)
+
+
+def warn(text: str) -> None:
+    """A warning, on stderr."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def print_config(config: Config) -> None:

@@ -5,22 +5,20 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import ray.train
 import ray.train.torch
-import rich.progress
 import torch
 from ray.train.torch import TorchTrainer
 
-from cluster import command_line, registry, report_table, session, subjects, train
-from cluster.tracking import Store, runs_dir
+from cluster import command_line, measure, registry, report_table, session, subjects, train
+from cluster.delivery import without_password
+from cluster.tracking import Store, runs_dir, unsent_warning
 from dml import gather, report
-from dml.data import arrays
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,11 @@ class Options:
     seed: int = 0
     """Of k-means, classification and the map."""
 
+    @property
+    def parts(self) -> measure.Parts:
+        """What to measure and to write."""
+        return measure.Parts(self.skip, self.figures, self.save_embeddings, self.seed)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
@@ -88,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _over_ranks(source, options, made, name)
         else:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            _evaluate(source, options, made, device=device, group=None)
+            measure.write(source, made, options.parts, device=device, shown=True)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copytree(made, out, dirs_exist_ok=True)
         found = json.loads((out / "metrics.json").read_text())
@@ -110,57 +113,13 @@ def _source(options: Options) -> subjects.Source:
     return subjects.Source(**given)
 
 
-def _evaluate(
-    source: subjects.Source, options: Options, out: Path, *, device: torch.device, group: gather.Group | None
-) -> None:
-    """Embeds and measures on all ranks; the first writes metrics.json, figures/ and, if asked, embeddings.npz."""
-    first = gather.rank(group) == 0
-    with _progress(shown=first) as progress:
-        loaded = subjects.load(source, device=device, group=group, done=progress.embedded)
-        found = _measure(loaded, options, group, progress.part)
-        if not first:
-            return
-        out.mkdir(parents=True)
-        content = {"title": loaded.title, "prefix": loaded.prefix, "calibrated_on": loaded.points_from}
-        content |= {"distance": loaded.config.distance, **found.as_dict(loaded.prefix)}
-        (out / "metrics.json").write_text(json.dumps(content, indent=2, allow_nan=False))
-        if options.save_embeddings and loaded.subject is not None:
-            subject = loaded.subject
-            arrays.write(out / "embeddings.npz", subject.embeddings_ND, subject.labels_N, subject.classes)
-        if options.figures:
-            (out / "figures").mkdir()
-            progress.part("figures")
-            for name, figure in report.figures(
-                found, loaded.subject, loaded.config, points=loaded.points, seed=options.seed
-            ):
-                figure.savefig(out / "figures" / f"{name}.png", dpi=130)
-
-
-def _measure(
-    loaded: subjects.Loaded, options: Options, group: gather.Group | None, doing: Callable[[str], None]
-) -> report.Report:
-    if loaded.pairs is not None:
-        return report.measure_pairs(loaded.pairs, loaded.config, points=loaded.points, far=options.far)
-    assert loaded.subject is not None
-    return report.measure(
-        loaded.subject,
-        loaded.config,
-        points=loaded.points,
-        far=options.far,
-        skip=options.skip,
-        seed=options.seed,
-        group=group,
-        doing=doing,
-    )
-
-
 def _over_ranks(source: subjects.Source, options: Options, out: Path, name: str) -> None:
-    """`_evaluate` over the ranks of a Ray Train job, whose first one hands its folder back as a checkpoint."""
+    """`measure.write` over the ranks of a Ray Train job, whose first one hands its folder back as a checkpoint."""
     session.connect()
     resources = session.Resources.of(options.workers, options.cpus_per_worker, options.gpus_per_worker)
     trainer = TorchTrainer(
         _rank,
-        train_loop_config={"source": source, "options": options, "store": Store.open().uri},
+        train_loop_config={"source": source, "parts": options.parts, "store": Store.open().uri},
         scaling_config=resources.scaling(),
         torch_config=resources.backend(),
         run_config=ray.train.RunConfig(
@@ -177,41 +136,19 @@ def _rank(settings: dict[str, Any]) -> None:
     device = session.use_rank_device()
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / "made"
-        _evaluate(settings["source"], settings["options"], made, device=device, group=gather.default_group())
+        measure.write(settings["source"], made, settings["parts"], device=device, group=gather.default_group())
         kept = ray.train.Checkpoint.from_directory(made) if made.exists() else None
         ray.train.report({}, checkpoint=kept)
 
 
 def _track(found: Mapping[str, Any], out: Path, name: str) -> None:
     run = Store.open().start(name, params={"title": found["title"]}, tags={"kind": "evaluate"})
-    with run.closing():
-        run.metrics({0: {key: value for key, value in found["metrics"].items() if value is not None}})
-        run.files(out)
-    print(f"MLflow run {run.run_id} in {run.uri}")
-
-
-class _Progress:
-    """What a person sees meanwhile, on a terminal: the part at work, and images embedded."""
-
-    def __init__(self, bar: rich.progress.Progress) -> None:
-        self._bar = bar
-        self._task = bar.add_task("reading", total=None)
-
-    def embedded(self, images: int, total: int) -> None:
-        self._bar.update(self._task, description="embedding", completed=images, total=total)
-
-    def part(self, name: str) -> None:
-        self._bar.update(self._task, description=name, completed=0, total=None)
-
-
-@contextmanager
-def _progress(*, shown: bool) -> Iterator[_Progress]:
-    columns = ("{task.description:14}", rich.progress.BarColumn(), rich.progress.TimeElapsedColumn())
-    console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(
-        *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
-    ) as bar:
-        yield _Progress(bar)
+    with run.closing() as record:
+        record.metrics({0: {key: value for key, value in found["metrics"].items() if value is not None}})
+        record.files(out)
+    print(f"MLflow run {run.run_id} in {without_password(run.uri)}")
+    if warning := unsent_warning(run.unsent):
+        command_line.warn(warning)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,38 @@
-"""MLflow runs: where they are stored, and what is written to them."""
+"""MLflow runs: where they are stored, how they begin and end, and how what is recorded of them gets there."""
 
 import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from mlflow import MlflowClient
+from cluster import delivery
+from cluster.delivery import Delivery, client_of, reason, without_password
+from cluster.outbox import Outbox, Sender, waiting
+from cluster.writer import Writer
 
 EXPERIMENT = "onethreshold"
 PARENT_TAG = "mlflow.parentRunId"
 KEY_TAG = "onethreshold.key"
+GRACE = 30.0
+"""Seconds that the end of a run waits for its last records to be sent."""
+
+
+class TrackingError(RuntimeError):
+    """The tracking server cannot be reached, or refuses; one line.
+
+    Attributes:
+        away: a later try may succeed.
+    """
+
+    def __init__(self, message: str, *, away: bool) -> None:
+        super().__init__(message)
+        self.away = away
 
 
 def runs_dir() -> Path:
@@ -48,22 +64,34 @@ class Store:
     Attributes:
         uri: MLflow tracking URI.
         experiment: MLflow experiment id.
+        outbox: folder of what has not been sent yet.
     """
 
     uri: str
     experiment: str
+    outbox: str
 
     @classmethod
-    def open(cls) -> Self:
-        """Connects to the store, creating database and experiment when they are missing."""
+    def open(cls, storage: str = "") -> Self:
+        """Connects to the store, creating database and experiment when they are missing.
+
+        Args:
+            storage: a folder that every node sees, if there is one: unsent metrics wait in its folder outbox, where a
+                person finds them whichever node wrote them. Else, and for a URI, in runs/outbox of this path.
+
+        Raises:
+            TrackingError: the server does not answer, or refuses.
+        """
         uri = connect()
-        client = _client(uri)
-        found = client.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
-            return cls(uri, found.experiment_id)
-        # Without a server MLflow would put artifacts into ./mlruns of whatever folder a worker runs in.
-        artifacts = (runs_dir() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
-        return cls(uri, client.create_experiment(EXPERIMENT, artifact_location=artifacts))
+        client = client_of(uri)
+        outbox = str(Path(storage) / "outbox" if storage and "://" not in storage else runs_dir() / "outbox")
+        with _one_line(uri):
+            found = client.get_experiment_by_name(EXPERIMENT)
+            if found is not None:
+                return cls(uri, found.experiment_id, outbox)
+            # Without a server MLflow would put artifacts into ./mlruns of whatever folder a worker runs in.
+            artifacts = (runs_dir() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+            return cls(uri, client.create_experiment(EXPERIMENT, artifact_location=artifacts), outbox)
 
     def start(
         self,
@@ -73,6 +101,7 @@ class Store:
         tags: Mapping[str, str],
         parent: str | None = None,
         key: str = "",
+        patience: float = 0.0,
     ) -> "Run":
         """Starts a run, or goes on with the one of the same key.
 
@@ -82,21 +111,37 @@ class Store:
             tags: free text by name.
             parent: run id of the search that it belongs to.
             key: names the run once and for all, so that a trial that is run again does not show twice.
+            patience: seconds to wait for a server that is away.
+
+        Raises:
+            TrackingError: the server does not answer, or refuses.
         """
-        client = _client(self.uri)
+        links = ({PARENT_TAG: parent} if parent is not None else {}) | ({KEY_TAG: key} if key else {})
+        until = time.monotonic() + patience
+        while True:
+            try:
+                with _one_line(self.uri):
+                    return self._start(name, params, {**tags, **links}, key)
+            except TrackingError as error:
+                if not error.away or time.monotonic() >= until:
+                    raise
+                time.sleep(2.0)
+
+    def _start(self, name: str, params: Mapping[str, object], tags: Mapping[str, str], key: str) -> "Run":
+        from mlflow.entities import Param
+
+        client = client_of(self.uri)
         if key:
             for found in client.search_runs([self.experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1):
                 client.update_run(found.info.run_id, status="RUNNING")
-                return Run(self.uri, found.info.run_id)
-        links = ({PARENT_TAG: parent} if parent is not None else {}) | ({KEY_TAG: key} if key else {})
-        created = client.create_run(self.experiment, run_name=name, tags={**tags, **links})
-        run = Run(self.uri, created.info.run_id)
-        run.params(params)
-        return run
+                return Run(self.uri, found.info.run_id, self.outbox, found.info.start_time)
+        created = client.create_run(self.experiment, run_name=name, tags=dict(tags)).info
+        client.log_batch(created.run_id, params=[Param(name, str(value)) for name, value in params.items()])
+        return Run(self.uri, created.run_id, self.outbox, created.start_time)
 
     def end_children(self, parent: str) -> int:
         """Ends as KILLED every run of a search that is still RUNNING; returns how many there were."""
-        client = _client(self.uri)
+        client = client_of(self.uri)
         running = f"tags.`{PARENT_TAG}` = '{parent}' and attributes.status = 'RUNNING'"
         left = client.search_runs([self.experiment], running)
         for run in left:
@@ -106,91 +151,115 @@ class Store:
 
 @dataclass(frozen=True)
 class Run:
-    """One MLflow run that is being written.
+    """One MLflow run; plain values, so that it travels to the workers.
 
     Attributes:
         uri: MLflow tracking URI.
         run_id: MLflow run id.
+        outbox: folder of what has not been sent yet, in a folder of the run's id.
+        began: when the run was first started, in milliseconds since 1970.
     """
 
     uri: str
     run_id: str
+    outbox: str
+    began: int
 
-    def params(self, params: Mapping[str, object]) -> None:
-        """Logs flat settings; each can be logged once, with one value."""
-        from mlflow.entities import Param
-
-        _client(self.uri).log_batch(self.run_id, params=[Param(key, str(value)) for key, value in params.items()])
-
-    def metrics(self, rows: Mapping[int, Mapping[str, float]]) -> None:
-        """Logs metrics by step, in one round trip a thousand values."""
-        import time
-
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        values = [
-            # MLflow allows no "@" in a metric's name.
-            Metric(name.replace("@", "_at_"), value, now, step)
-            for step, row in rows.items()
-            for name, value in row.items()
-        ]
-        for start in range(0, len(values), 1000):
-            _client(self.uri).log_batch(self.run_id, metrics=values[start : start + 1000])
-
-    def tags(self, tags: Mapping[str, str]) -> None:
-        """Sets tags."""
-        from mlflow.entities import RunTag
-
-        _client(self.uri).log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-
-    def figure(self, figure: "Figure", name: str) -> None:
-        """Logs a matplotlib figure as an artifact, e.g. figures/utility.png."""
-        _client(self.uri).log_figure(self.run_id, figure, name)
-
-    def json(self, content: Mapping[str, object], name: str) -> None:
-        """Logs a JSON artifact."""
-        _client(self.uri).log_dict(self.run_id, dict(content), name)
-
-    def files(self, folder: Path) -> None:
-        """Logs all files of a folder as artifacts."""
-        _client(self.uri).log_artifacts(self.run_id, str(folder))
+    @property
+    def unsent(self) -> Path:
+        """The folder of what has not been sent; there is none once all of it has arrived."""
+        return Path(self.outbox) / self.run_id
 
     @contextmanager
-    def closing(self) -> Iterator[Self]:
+    def writing(self) -> Iterator[Writer]:
+        """Records what the block says of the run, and sends it meanwhile; one process at a time.
+
+        A server that is away delays nothing. What it has not got at the end of the block stays in `unsent`.
+
+        Raises:
+            OutboxInUse: another process still writes, for a minute on end.
+        """
+        box = Outbox(self.unsent, wait=60.0)
+        (self.unsent / "uri").write_text(without_password(self.uri))
+        sender = Sender(box, Delivery(self.uri, self.run_id, self.unsent))
+        try:
+            yield Writer(box, sender.wake)
+        finally:
+            sender.close(GRACE)
+            box.close()
+
+    @contextmanager
+    def ending(self) -> Iterator[Self]:
         """Ends the run with the block: FINISHED; FAILED after an error, kept in a tag; KILLED when stopped."""
-        client = _client(self.uri)
         try:
             yield self
         except BaseException as error:
-            self.tags({"error": f"{type(error).__name__}: {error}"[:5000]})
-            client.set_terminated(self.run_id, status="FAILED" if isinstance(error, Exception) else "KILLED")
+            with self.writing() as record:
+                record.tags({"error": f"{type(error).__name__}: {error}"[:5000]})
+                record.status("FAILED" if isinstance(error, Exception) else "KILLED")
             raise
-        client.set_terminated(self.run_id)
+        with self.writing() as record:
+            record.status("FINISHED")
+
+    @contextmanager
+    def closing(self) -> Iterator[Writer]:
+        """`writing` and `ending`, where one process does both."""
+        with self.ending(), self.writing() as record:
+            yield record
 
 
-def _client(uri: str) -> "MlflowClient":
-    from mlflow import MlflowClient
+def unsent_warning(folder: Path) -> str:
+    """Says where records lie that have not arrived, and how to send them; empty when there are none."""
+    if folder not in waiting(folder.parent):
+        return ""
+    where = "" if folder.parent == runs_dir() / "outbox" else f" --outbox {folder.parent}"
+    uri = (folder / "uri").read_text() if (folder / "uri").is_file() else "the MLflow server"
+    return (
+        f"not everything has reached {uri}; the rest lies in {folder}. "
+        f"Send it, once the server answers: python -m cluster.tracking flush{where}"
+    )
 
-    return MlflowClient(uri)
+
+@contextmanager
+def _one_line(uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        away = error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+        raise TrackingError(f"MLflow at {without_password(uri)}: {reason(error)}", away=away) from error
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m cluster.tracking ui`: the MLflow UI of the store that runs are written to, on loopback."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m cluster.tracking ui` shows the runs; `flush` sends what a server that was away has not got."""
     parser = argparse.ArgumentParser(prog="python -m cluster.tracking", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     ui = commands.add_parser("ui", help="browse runs, figures and models in the MLflow UI")
     ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     ui.add_argument("--port", type=int, default=5000, help="port to listen on (default: %(default)s)")
+    unsent = commands.add_parser("flush", help="send the metrics that a tracking server which was away has not got")
+    unsent.add_argument(
+        "--outbox", type=Path, default=runs_dir() / "outbox", help="folder that they wait in (default: %(default)s)"
+    )
     options = parser.parse_args(argv)
+    if options.command == "flush":
+        if not any(waiting(options.outbox)):
+            print(f"nothing waits in {options.outbox}")
+        return 1 if delivery.flush(options.outbox) else 0
+    _show(options.host, options.port)
+    return 0
+
+
+def _show(host: str, port: int) -> None:
     uri = connect()
     if uri.startswith(("http://", "https://")):
-        print(f"MLFLOW_TRACKING_URI is a server: open {uri} in a browser")
+        print(f"MLFLOW_TRACKING_URI is a server: open {without_password(uri)} in a browser")
         return
-    print(f"MLflow UI of {uri} at http://{options.host}:{options.port}  (Ctrl-C ends it)", flush=True)
-    server = ["-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", options.host, "--port", str(options.port)]
+    print(f"MLflow UI of {uri} at http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+    server = ["-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
     os.execv(sys.executable, [sys.executable, *server])  # noqa: S606  # no shell, and Ctrl-C reaches it
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

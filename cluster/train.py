@@ -11,9 +11,10 @@ import ray.train.torch
 import tyro
 from ray.train.torch import TorchTrainer
 
-from cluster import command_line, session
-from cluster.tracking import Store
-from cluster.worker import Job, TrainingError, work
+from cluster import command_line, environment, measure, progress, session
+from cluster.progress import Poster
+from cluster.tracking import Store, unsent_warning
+from cluster.worker import Job, TrainingError, tracked, work
 from dml.config import Config
 
 
@@ -71,7 +72,9 @@ def _worker(settings: dict[str, Job]) -> None:
         kept = ray.train.Checkpoint.from_directory(folder) if folder is not None else None
         ray.train.report(metrics, checkpoint=kept)
 
-    work(settings["job"], report, device=session.use_rank_device())
+    job = settings["job"]
+    assert job.run is not None
+    work(job, report, device=session.use_rank_device(), seen=Poster(job.run.run_id, job.config))
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,10 @@ class Options:
     """Names the run in MLflow and its folder; a time stamp is added when unset."""
     storage: str = ""
     """Where checkpoints go: a path that every node sees, or a URI. Default: runs/ray."""
+    figures: bool = True
+    """At the end, measure the best checkpoint on val in more ways, and draw figures, for MLflow."""
+    quiet: bool = False
+    """Print errors, warnings and the last line only."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,20 +106,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = command_line.parse(Options, sys.argv[1:] if argv is None else argv)
     config = options.config
     splits = command_line.preflight(config)
+    shown = progress.Progress(config, quiet=options.quiet)
     session.connect()
     with command_line.one_line_errors():
         resources = session.Resources.of(options.workers, options.cpus_per_worker, options.gpus_per_worker)
-        store = Store.open()
+        storage = session.local_path(options.storage or session.storage())
+        store = Store.open(storage if options.storage else "")
         name = command_line.run_name(options.name, config.data.dataset)
-        command_line.print_config(config)
-        job = Job(config, name, store, tags={"kind": "train"})
-        result = fit(job, resources, name=name, storage=session.local_path(options.storage or session.storage()))
-    metrics = result.metrics or {}
-    toy = "  (toy: two val classes say little about OPIS)" if splits.toy else ""
-    figures = f"val Recall@1 {metrics['best/recall@1']:.4f}, OPIS {metrics['best/opis']:.5f}"
-    print(f"best epoch {metrics['best/epoch']:g}: {figures}{toy}")
-    print(f"checkpoint {result.checkpoint.path if result.checkpoint else 'none'}")
-    print(f"MLflow run {metrics['run_id']} in {store.uri}")
+        shown.begin(name, splits, resources.workers)
+        tags = {"kind": "train", **environment.commit(Path.cwd())}
+        with tracked(Job(config, name, store, tags=tags), patience=0) as job:
+            assert job.run is not None
+            with shown.following(job.run.run_id):
+                result = fit(job, resources, name=name, storage=storage)
+            if result.checkpoint is not None:
+                measure.keep_best(job.run, result.checkpoint.path, resources, figures=options.figures)
+    path = result.checkpoint.path if result.checkpoint else "none"
+    shown.end(result.metrics or {}, path, job.run, toy=splits.toy)
+    if warning := unsent_warning(job.run.unsent):
+        command_line.warn(warning)
     return 0
 
 

@@ -5,18 +5,24 @@ A trial with one worker calls `work` in its own process; with more, Ray Train ca
 
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 
+from cluster import environment, system_metrics
 from cluster.tracking import Run, Store
+from cluster.writer import Writer
 from dml import checkpoint, gather, loop
 from dml.config import Config
 from dml.data import datasets
 
+SERVER_AWAY = 300.0
+"""Seconds that a trial among many waits at its start for an MLflow server that is away, before it fails."""
+Seen: TypeAlias = Callable[[loop.StepReport | loop.EpochReport], None]
 BEST = ("recall@1", "opis", "sqrt_opis", "opis_noise_floor", "mean_utility", "score")
 
 
@@ -31,6 +37,7 @@ class Job:
         parent: MLflow run id of the search; None for a training on its own.
         key: names the run once and for all.
         tags: tags of the MLflow run.
+        run: the MLflow run, once it is started (see `tracked`).
     """
 
     config: Config
@@ -39,6 +46,7 @@ class Job:
     parent: str | None = None
     key: str = ""
     tags: dict[str, str] = field(default_factory=dict)
+    run: Run | None = None
 
 
 class TrainingError(RuntimeError):
@@ -51,35 +59,78 @@ class Report(Protocol):
     def __call__(self, metrics: dict[str, float | str], folder: Path | None) -> None: ...  # noqa: D102
 
 
-def work(job: Job, report: Report, *, device: torch.device) -> dict[str, float | str]:
+@contextmanager
+def tracked(job: Job, *, patience: float = SERVER_AWAY) -> Iterator[Job]:
+    """Starts the job's MLflow run, or goes on with it, where the training is begun; ends it as the block does.
+
+    Workers then need no server to begin with, nor to begin again. They write the run while the block waits for them.
+
+    Args:
+        job: not started yet.
+        patience: seconds to wait for a tracking server that is away.
+
+    Raises:
+        TrackingError: the server does not answer, or refuses.
+    """
+    run = job.store.start(
+        job.name, params=job.config.flat, tags=job.tags, parent=job.parent, key=job.key, patience=patience
+    )
+    with run.ending():
+        yield replace(job, run=run)
+
+
+def work(job: Job, report: Report, *, device: torch.device, seen: Seen = lambda event: None) -> dict[str, float | str]:
     """Trains; reports after each evaluated epoch; returns the last report.
 
     The reported metrics hold the epoch's own figures (val/..., train/...) and, under best/..., those of the best epoch
     so far by score, whose checkpoint is the one that is kept; loop_seconds is the time spent training and evaluating.
 
-    Raises:
-        Whatever the training raises, after the MLflow run is ended as FAILED with the reason in its tag "error".
+    Args:
+        job: `tracked`.
+        report: called on every rank.
+        device: where this rank computes.
+        seen: called on the first rank with everything that the loop says, as it says it.
     """
+    assert job.run is not None
     splits = datasets.load(job.config.data)
     if gather.rank(gather.default_group()) != 0:
-        return _train(job, splits, report, device=device, run=None)
-    tags = {**job.tags, "data.fingerprint": splits.fingerprint}
-    run = job.store.start(job.name, params=job.config.flat, tags=tags, parent=job.parent, key=job.key)
-    with run.closing():
-        return _train(job, splits, report, device=device, run=run)
+        return _train(job, splits, report, device=device)
+    with job.run.writing() as record, system_metrics.sampling(record, job.run.began, device):
+        record.tags({"data.fingerprint": splits.fingerprint, **environment.describe()})
+        listener = _Listener(record, seen)
+        return _train(job, splits, report, device=device, listener=listener)
+
+
+class _Listener:
+    """Passes what the loop says on to MLflow and to whoever watches."""
+
+    def __init__(self, record: Writer, seen: Seen) -> None:
+        self._record, self._seen = record, seen
+        self._steps: frozenset[str] = frozenset()
+
+    def __call__(self, event: loop.StepReport | loop.EpochReport, best: dict[str, float]) -> None:
+        metrics = {**event.metrics, **best}
+        if isinstance(event, loop.StepReport):
+            self._steps = frozenset(metrics)
+        # The mean of an epoch is no further point on the curve of its steps.
+        else:
+            metrics = {f"{name}_epoch" if name in self._steps else name: value for name, value in metrics.items()}
+        self._record.metrics({event.step: metrics})
+        self._seen(event)
 
 
 def _train(
-    job: Job, splits: datasets.Splits, report: Report, *, device: torch.device, run: Run | None
+    job: Job, splits: datasets.Splits, report: Report, *, device: torch.device, listener: _Listener | None = None
 ) -> dict[str, float | str]:
-    """`work` on one rank; the first has the MLflow run and writes the checkpoints."""
+    """`work` on one rank; the first has a listener and writes the checkpoints."""
+    assert job.run is not None
     clock = _Clock()
-    steps: dict[int, dict[str, float]] = {}
     best: dict[str, float] = {}
     metrics: dict[str, float | str] = {}
     for event in clock.time(loop.train(job.config, splits, device=device)):
         if isinstance(event, loop.StepReport):
-            steps[event.step] = event.metrics
+            if listener is not None:
+                listener(event, {})
             continue
         if isinstance(event, loop.CheckpointReport):
             continue
@@ -87,13 +138,11 @@ def _train(
         if better:
             best = {f"best/{name}": event.metrics[f"val/{name}"] for name in BEST} | {"best/epoch": event.epoch}
         metrics = {**event.metrics, **best, "epoch": event.epoch, "loop_seconds": clock.seconds}
-        if run is not None:
-            metrics["run_id"] = run.run_id
-            steps[event.step] = {**steps.get(event.step, {}), **event.metrics, **best}
-            run.metrics(steps)
-            steps = {}
+        metrics["run_id"] = job.run.run_id
+        if listener is not None:
+            listener(event, best)
         with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "checkpoint" if better and run is not None else None
+            folder = Path(scratch) / "checkpoint" if better and listener is not None else None
             if folder is not None:
                 info = {"epoch": event.epoch, "step": event.step, "metrics": event.metrics}
                 checkpoint.save(folder, event.encoder, job.config, info=info, state=event.state)

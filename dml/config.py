@@ -212,6 +212,9 @@ class EvaluateConfig(Section):
     """w of the score that chooses the epoch and the model: Recall@1 - w * sqrt(OPIS)."""
     batch: Count = 256
     """Images embedded at a time on each rank."""
+    train_images: Annotated[int, Field(ge=0)] = 1024
+    """Training images, the same ones in the whole run, whose embedding space is measured at every evaluation (pi_intra,
+    pi_inter, pi_ratio, spectral_decay); 0 measures none."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dml import gather
+from dml import draws, gather
 from dml.config import Config, EvaluateConfig
 from dml.data.datasets import DataError, ImageSet
 from dml.data.loader import eval_batches
-from dml.metrics import operating_points, retrieval, threshold
+from dml.metrics import operating_points, retrieval, space, threshold
 from dml.metrics.operating_points import OperatingPoint, UnreachableFARError
 
 Gallery = tuple[Tensor, Tensor]
@@ -232,6 +233,48 @@ def evaluate(
     values = gather.broadcast_floats([metrics[name] for name in MEASURES], group, device)
     return {f"{prefix}/{name}": value for name, value in zip(MEASURES, values, strict=True)}
 
+
+def train_sample(data: ImageSet, config: Config) -> ImageSet:
+    """The training images that `space_of` looks at: about config.evaluate.train_images, the same in the whole run.
+
+    Classes in an order that depends on the seed alone, each with as many images as give every class its share, and at
+    least SAMPLE_PER_CLASS where it has them: of single images there is no distance inside a class.
+    """
+    most = config.evaluate.train_images
+    share = max(SAMPLE_PER_CLASS, -(-most // len(data.classes)))
+    order_N = draws.permutation(config.train.seed, _SAMPLE, n=len(data))
+    class_order_C = draws.permutation(config.train.seed, _SAMPLE, 1, n=len(data.classes))
+    place_N = class_order_C[data.labels_N[order_N]]
+    order_N = order_N[np.argsort(place_N, kind="stable")]
+    place_N = np.sort(place_N)
+    within_N = np.arange(len(order_N)) - np.searchsorted(place_N, place_N)
+    return data.subset(order_N[within_N < share][:most])
+
+
+def space_of(
+    encoder: nn.Module, sample: ImageSet, config: Config, *, device: torch.device, group: gather.Group | None = None
+) -> dict[str, float]:
+    """train/pi_intra, train/pi_inter, train/pi_ratio and train/spectral_decay of a sample of the training images.
+
+    Args:
+        encoder: as in `embed`.
+        sample: of `train_sample`.
+        config: everything about the transform.
+        device: where the encoder lies.
+        group: ranks that share the embedding.
+
+    Returns:
+        The figures of dml.metrics.space; none for fewer than two classes, or without two images of one class.
+    """
+    if len(sample.classes) < 2 or np.bincount(sample.labels_N).max() < 2:
+        return {}
+    embeddings = embed(encoder, sample, config, device=device, group=group)
+    found = space.space(embeddings, torch.from_numpy(sample.labels_N))
+    return {f"train/{name}": value for name, value in found.items()}
+
+
+SAMPLE_PER_CLASS = 8
+_SAMPLE = 0x5A3  # keeps the draws of the sample apart from those of batches and augmentation
 
 MEASURES = (
     "recall@1",

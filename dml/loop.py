@@ -11,7 +11,6 @@ bits, as they do on another number of ranks or on GPUs.
 import contextlib
 import functools
 import math
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -30,6 +29,7 @@ from dml.ema import EMA
 from dml.encoders import Encoder
 from dml.losses.tcm import TCM
 from dml.memory import Memory
+from dml.pace import Pace
 from dml.pairs import Pairs
 from dml.plans import Plans
 from dml.state import State
@@ -45,12 +45,16 @@ class StepReport:
 
     Attributes:
         step: steps done since the start of training.
-        metrics: train/loss (mean over these steps and over ranks), train/lr (the backbone's), train/lr_projection,
+        metrics: means over these steps and over ranks: train/loss, train/loss_base (without TCM), train/gradient_norm
+            (of the encoder, before clipping); train/images_per_second (all ranks) and train/data_wait (share of the
+            time that this rank waited for images); as they are now: train/lr (the backbone's), train/lr_projection,
             train/lr_loss (where the loss has parameters), train/tcm_weight, and the losses' stats.
+        total: steps of the whole training.
     """
 
     step: int
     metrics: dict[str, float]
+    total: int
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,13 @@ class EpochReport:
     Attributes:
         epoch: epochs done, from 1.
         step: steps done since the start of training.
-        metrics: val/... of dml.evaluate, train/loss (mean over the epoch), train/images_per_second (all ranks),
-            train/batches_without_loss (batches of the epoch whose loss was 0, TCM aside: none had a tuple that counts).
+        metrics: val/... of dml.evaluate; train/pi_intra and the other figures of dml.metrics.space on a fixed sample of
+            the training images; over the epoch train/loss, train/images_per_second, train/data_wait and
+            train/batches_without_loss (batches whose loss was 0, TCM aside: none had a tuple that counts).
         encoder: the trained module itself, or the moving average of its weights with optim.ema, which the
             metrics are of. Not a copy: save it before asking for the next report.
         state: what the training goes on from; its tensors are no copies either.
+        total: steps of the whole training.
         stopped: training ends here, before its last epoch, since train.patience is exhausted.
     """
 
@@ -73,6 +79,7 @@ class EpochReport:
     metrics: dict[str, float]
     encoder: Encoder
     state: State
+    total: int
     stopped: bool = False
 
 
@@ -133,32 +140,34 @@ def train(
     plans = Plans(run.encoder, splits.train, config, per_epoch, device=device, group=group)
     if resume is not None and "plan" in resume.parts:
         plans.restore(resume.parts["plan"]["plan"].numpy(), (course.step - 1) // per_epoch)
+    sample = evaluation.train_sample(splits.train, config)
     while not course.ended:
-        began, first = time.perf_counter(), course.step
         epoch = course.step // per_epoch
         plan = plans.epoch(epoch)[course.step % per_epoch :]
         recent: list[Tensor] = []
-        for batch in batches(
-            splits.train, config, plan, epoch=epoch, rank=gather.rank(group), world=gather.world(group)
-        ):
+        loader = batches(splits.train, config, plan, epoch=epoch, rank=gather.rank(group), world=gather.world(group))
+        pace = Pace()
+        began = last = pace.mark()
+        for batch in pace.waiting(loader):
             recent.append(run.step(batch, course.step, course.progress))
             course.step += 1
             if course.reads:
-                values, zeros = _read(recent, course.step, course.losses, group)
+                values, zeros, means = _read(recent, course.step, course.losses, group)
                 course.count(values, zeros)
-                recent = []
-                yield StepReport(course.step, {"train/loss": sum(values) / len(values)} | run.stats())
+                means |= pace.since(last, config.batch.size) | run.stats()
+                recent, last = [], pace.mark()
+                yield StepReport(course.step, means, course.total)
             if course.saves and not course.epoch_ends:
                 yield CheckpointReport(course.step, run.evaluated, run.state(course, plans))
         # Ranks that evaluate, or choose batches, by embeddings of statistics of their own would not have one encoder.
         run.share_buffers()
-        rate = (course.step - first) * config.batch.size / (time.perf_counter() - began)
-        told = course.close_epoch() | {"train/images_per_second": rate}
+        told = course.close_epoch() | pace.since(began, config.batch.size)
         if course.evaluates:
-            metrics = evaluation.evaluate(run.evaluated, splits.val, config, device=device, group=group) | told
+            metrics = evaluation.evaluate(run.evaluated, splits.val, config, device=device, group=group)
+            metrics |= evaluation.space_of(run.evaluated, sample, config, device=device, group=group) | told
             stopped = course.stopping.done(metrics["val/score"]) and course.step < course.total
             state = run.state(course, plans)
-            yield EpochReport(epoch + 1, course.step, metrics, run.evaluated, state, stopped)
+            yield EpochReport(epoch + 1, course.step, metrics, run.evaluated, state, course.total, stopped)
         elif course.saves:
             yield CheckpointReport(course.step, run.evaluated, run.state(course, plans))
 
@@ -257,7 +266,7 @@ class _Run:
         return DistributedDataParallel(self.encoder, device_ids=device_ids)
 
     def step(self, batch: Batch, step: int, progress: float) -> Tensor:
-        """One step on this rank's slice; returns (2,), detached: its loss, and the size of its loss without TCM."""
+        """One step on this rank's slice; returns (4,), detached: what `_learn` does, and the norm of the gradient."""
         config = self.config
         if self.encoder.backbone_frozen and progress >= config.optim.frozen_backbone:
             self.encoder.freeze_backbone(False)
@@ -279,15 +288,24 @@ class _Run:
             assert embeddings.grad is not None  # a loss is connected, whatever its value
             gradient_cache.backward(self.forward, chunks, embeddings.grad, within)
         gather.average_gradients(self.loss, self.group)
-        if config.optim.clip > 0:
-            nn.utils.clip_grad_norm_(self.encoder.parameters(), config.optim.clip)
+        norm = self._clip()
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.encoder)
-        return values
+        return torch.cat([values, norm.reshape(1).to(values)])
+
+    def _clip(self) -> Tensor:
+        """Clips the encoder's gradient where the config says so; returns the norm that it had."""
+        parameters = list(self.encoder.parameters())
+        if self.config.optim.clip > 0:
+            return nn.utils.clip_grad_norm_(parameters, self.config.optim.clip)
+        return nn.utils.get_total_norm([part.grad for part in parameters if part.grad is not None])
 
     def _learn(self, embeddings: Tensor, batch: Batch, step: int, progress: float) -> Tensor:
-        """The loss and its backward pass, as far as the embeddings' graph reaches; returns what `step` does."""
+        """The loss and its backward pass, as far as the embeddings' graph reaches.
+
+        Returns (3,), detached: this rank's loss, its loss without TCM, and the size of that.
+        """
         config = self.config
         pairs = Pairs.of(
             embeddings,
@@ -303,7 +321,7 @@ class _Run:
         if self.memory is not None and pairs.col_ids is not None:
             self.memory.add(pairs.cols.detach(), pairs.col_labels, pairs.col_ids)
         # A comparison with NaN is false, so masks would hide broken embeddings from the loss.
-        return torch.stack([loss.detach() + 0 * embeddings.detach().sum(), base.detach().abs()])
+        return torch.stack([loss.detach() + 0 * embeddings.detach().sum(), base.detach(), base.detach().abs()])
 
     @contextlib.contextmanager
     def _within(self, step: int, chunk: int) -> Iterator[None]:
@@ -339,13 +357,15 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor
 
 
-def _read(recent: list[Tensor], step: int, before: list[float], group: gather.Group | None) -> tuple[list[float], int]:
-    """The mean losses over ranks of the recent steps, and how many were 0 without TCM.
+def _read(
+    recent: list[Tensor], step: int, before: list[float], group: gather.Group | None
+) -> tuple[list[float], int, dict[str, float]]:
+    """The mean losses over ranks of the recent steps, how many were 0 without TCM, and the means over the steps.
 
     Raises at the first loss that is NaN or infinite, on every rank.
     """
-    means = (gather.sum_over_ranks(torch.stack(recent), group) / gather.world(group)).cpu()
-    values: list[float] = means[:, 0].tolist()
+    steps = (gather.sum_over_ranks(torch.stack(recent), group) / gather.world(group)).cpu()
+    values: list[float] = steps[:, 0].tolist()
     for index, value in enumerate(values):
         if not math.isfinite(value):
             last = ", ".join(f"{loss:.4g}" for loss in [*before, *values[: index + 1]][-6:])
@@ -353,4 +373,6 @@ def _read(recent: list[Tensor], step: int, before: list[float], group: gather.Gr
                 f"loss is {value} at step {step - len(values) + index + 1}; last losses: {last}. "
                 "A lower optim.lr or optim.clip usually helps"
             )
-    return values, int((means[:, 1] == 0).sum())
+    loss, base, _, norm = steps.mean(dim=0).tolist()
+    means = {"train/loss": loss, "train/loss_base": base, "train/gradient_norm": norm}
+    return values, int((steps[:, 2] == 0).sum()), means

@@ -21,7 +21,7 @@ import tyro
 
 from cluster import command_line, session
 from cluster.tracking import Store
-from cluster.worker import Job, work
+from cluster.worker import Job, tracked, work
 from dml.config import Config
 from tune import promote
 
@@ -101,7 +101,8 @@ def _train(job: Job) -> dict[str, float]:
                 shutil.rmtree(best, ignore_errors=True)
                 shutil.copytree(folder, best)
 
-        work(job, keep, device=device)
+        with tracked(job) as job:
+            work(job, keep, device=device)
         return promote.test_model(best, device).metrics
 
 

@@ -20,7 +20,8 @@ import ray.tune
 import tyro
 
 from cluster import command_line, session
-from cluster.tracking import Run, Store, runs_dir
+from cluster.tracking import Store, runs_dir
+from cluster.writer import Writer
 from dml import plots
 from dml.config import Config
 from tune import promote, report, space
@@ -73,17 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     session.connect()
     with command_line.one_line_errors():
         resources = session.Resources.of(options.workers_per_trial, options.cpus_per_worker, options.gpus_per_worker)
-        store = Store.open()
+        store = Store.open(options.storage)
         parent = store.start(name, params=_params(options, config), tags={"kind": "search"}, key=name)
         command_line.print_config(config)
         print(f"search {name}: {options.trials} trials{_budget(words)}\n")
         study = Study(name, config, resources, storage, store, parent.run_id)
-        with parent.closing():
+        with parent.closing() as record:
             outcomes = _search(options, study)
             if len(outcomes) < options.trials or any(outcome.state == "unfinished" for outcome in outcomes):
                 _stop(outcomes, options, study, words)
             chosen = winner(outcomes, options.objective.tolerance)
-            _finish(outcomes, chosen, study, parent, toy=splits.toy)
+            _finish(outcomes, chosen, study, record, toy=splits.toy)
     print(f"total {time.perf_counter() - began:.0f} s; {_overhead()}")
     print(f"browse it:  make ui      (mlflow ui --backend-store-uri {store.uri})")
     print("serve it:   make serve   (python -m serve.app)")
@@ -171,7 +172,7 @@ def _outcome(result: ray.tune.Result) -> Outcome:
     )
 
 
-def _finish(outcomes: list[Outcome], chosen: Outcome, study: Study, parent: Run, *, toy: bool) -> None:
+def _finish(outcomes: list[Outcome], chosen: Outcome, study: Study, record: Writer, *, toy: bool) -> None:
     """Table, test classes, figures, registry."""
     report.print_trials(outcomes, chosen)
     reference = baseline(outcomes)
@@ -181,19 +182,19 @@ def _finish(outcomes: list[Outcome], chosen: Outcome, study: Study, parent: Run,
     report.print_test(before, winning, toy=toy)
     if reference is chosen:
         print("No margins beat the baseline within the tolerance: the champion is the encoder without TCM.")
-    parent.metrics({0: {**report.summary(before, winning), "val/winner/score": chosen.score}})
-    parent.tags({"winner": str(chosen.number)})
+    record.metrics({0: {**report.summary(before, winning), "val/winner/score": chosen.score}})
+    record.tags({"winner": str(chosen.number)})
     if before is not None and before.curves is not None and winning.curves is not None:
         figure = plots.compare_utility(before.curves, winning.curves, c=study.config.evaluate.utility_c)
-        parent.figure(figure, "figures/utility.png")
+        record.figure(figure, "figures/utility.png")
     rows = [
         {"number": o.number, "recall": o.recall, "opis": o.opis, "state": _state(o, chosen)}
         for o in outcomes
         if o.state == "finished"
     ]
-    parent.figure(plots.search_scatter(rows), "figures/search.png")
+    record.figure(plots.search_scatter(rows), "figures/search.png")
     version = promote.register(chosen.checkpoint, winning, run_id=chosen.run_id)
-    parent.tags({"champion": f"{version.name}/{version.version}"})
+    record.tags({"champion": f"{version.name}/{version.version}"})
     print(f"registered {version.name} version {version.version}, alias champion (trial {chosen.number})")
 
 

@@ -11,7 +11,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from cluster import session, train
 from cluster.tracking import Store
-from cluster.worker import Job, work
+from cluster.worker import Job, tracked, work
 from dml.config import Config
 
 _trials_of_this_process = itertools.count()
@@ -57,10 +57,11 @@ def run(params: dict[str, float | str], study: Study) -> None:
         key=f"{study.name}/{number}",
         tags={"kind": "trial", "trial": str(number)},
     )
-    if study.resources.workers == 1:
-        _in_this_process(job)
-    else:
-        _over_workers(job, study)
+    with tracked(job) as job:
+        if study.resources.workers == 1:
+            _in_this_process(job)
+        else:
+            _over_workers(job, study)
 
 
 def _in_this_process(job: Job) -> None:

@@ -119,6 +119,12 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    def subset(self, positions: Indices) -> "ImageSet":
+        """These images in this order, their labels dense again."""
+        kept, labels_N = np.unique(self.labels_N[positions], return_inverse=True)
+        classes = tuple(self.classes[label] for label in kept)
+        return ImageSet(labels_N.astype(np.int64), classes, self.source, self.rows_N[positions])
+
     @property
     def in_memory(self) -> bool:
         """True if reading images costs no more than an index (then there is nothing to read ahead)."""

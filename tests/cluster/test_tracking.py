@@ -32,7 +32,8 @@ def test_without_a_tracking_uri_the_store_is_under_runs(tmp_path: Path, monkeypa
 
 def test_metrics_are_kept_by_step_under_names_that_mlflow_allows(store: Store) -> None:
     run = store.start("metrics", params={"optim.lr": 0.1}, tags={"kind": "test"})
-    run.metrics({step: {"val/recall@1": step / 2000, "train/loss": 1.0} for step in range(1200)})
+    with run.writing() as record:
+        record.metrics({step: {"val/recall@1": step / 2000, "train/loss": 1.0} for step in range(1200)})
     history = MlflowClient().get_metric_history(run.run_id, "val/recall_at_1")
     assert [(metric.step, metric.value) for metric in history] == [(step, step / 2000) for step in range(1200)]
     assert mlflow.get_run(run.run_id).data.params == {"optim.lr": "0.1"}
@@ -40,9 +41,9 @@ def test_metrics_are_kept_by_step_under_names_that_mlflow_allows(store: Store) -
 
 def test_a_run_ends_as_its_block_does(store: Store) -> None:
     runs = [store.start(f"end {index}", params={}, tags={}) for index in range(3)]
-    with runs[0].closing():
+    with runs[0].ending():
         pass
-    with pytest.raises(ZeroDivisionError), runs[1].closing():
+    with pytest.raises(ZeroDivisionError), runs[1].ending():
         raise ZeroDivisionError("by nothing")
     with pytest.raises(KeyboardInterrupt), runs[2].closing():
         raise KeyboardInterrupt

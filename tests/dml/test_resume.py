@@ -44,13 +44,14 @@ def trained(config: Config, resume: State | None = None) -> Iterator[loop.Report
 
 def told(report: loop.Report) -> dict[str, Any]:
     """Everything that a listener sees of a report, except how long it took; of tensors the bytes."""
+    metrics = getattr(report, "metrics", {})
+    metrics = {name: value for name, value in metrics.items() if name not in ("train/images_per_second", "train/data_wait")}
     if isinstance(report, loop.StepReport):
-        return {"step": report.step, **report.metrics}
+        return {"step": report.step, **metrics}
     found: dict[str, Any] = {"step": report.step, "progress": report.state.progress}
     for part, tensors in report.state.parts.items():
         found |= {f"{part}/{name}": value.numpy().tobytes() for name, value in tensors.items()}
     if isinstance(report, loop.EpochReport):
-        metrics = {name: value for name, value in report.metrics.items() if name != "train/images_per_second"}
         found |= {"epoch": report.epoch, "stopped": report.stopped, **metrics}
     return found
 
