@@ -1,6 +1,8 @@
 """The course of a training: how far it has come, and what is due when."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dml.config import Config
 from dml.early_stopping import EarlyStopping
@@ -82,6 +84,16 @@ class Course:
         }
         self.losses, self.without_loss = [], 0
         return told
+
+    @contextmanager
+    def noting_errors(self) -> Iterator[None]:
+        """Adds to an error that leaves the block at which step it came, and after which losses."""
+        try:
+            yield
+        except Exception as error:
+            last = ", ".join(f"{loss:.4g}" for loss in self.losses[-6:]) or "none read yet in this epoch"
+            error.add_note(f"after {self.step} of {self.total} steps; last losses: {last}")
+            raise
 
     def at(self, ema_updates: int) -> Progress:
         """What a checkpoint keeps of it."""

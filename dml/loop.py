@@ -36,7 +36,7 @@ from dml.state import State
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became NaN or infinite; the message names the step and the last losses."""
+    """The loss or its gradient became NaN or infinite; the message names step, ranks and the last losses."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,10 @@ def train(
         epoch, a CheckpointReport every config.train.checkpoint_every_steps unless an EpochReport is due.
 
     Raises:
-        NonFiniteLossError: within log_every steps after a loss became NaN or infinite.
+        NonFiniteLossError: within log_every steps after a loss or gradient became NaN or infinite. That step and those
+            after it have changed no weight.
+        Exception: whatever else a step raises, an image that cannot be read or memory that is short, with a note of
+            the step and the last losses.
         DataError: splits that cannot be trained on.
         StateError: resume is of other settings or other data.
     """
@@ -141,35 +144,38 @@ def train(
     if resume is not None and "plan" in resume.parts:
         plans.restore(resume.parts["plan"]["plan"].numpy(), (course.step - 1) // per_epoch)
     sample = evaluation.train_sample(splits.train, config)
-    while not course.ended:
-        epoch = course.step // per_epoch
-        plan = plans.epoch(epoch)[course.step % per_epoch :]
-        recent: list[Tensor] = []
-        loader = batches(splits.train, config, plan, epoch=epoch, rank=gather.rank(group), world=gather.world(group))
-        pace = Pace()
-        began = last = pace.mark()
-        for batch in pace.waiting(loader):
-            recent.append(run.step(batch, course.step, course.progress))
-            course.step += 1
-            if course.reads:
-                values, zeros, means = _read(recent, course.step, course.losses, group)
-                course.count(values, zeros)
-                means |= pace.since(last, config.batch.size) | run.stats()
-                recent, last = [], pace.mark()
-                yield StepReport(course.step, means, course.total)
-            if course.saves and not course.epoch_ends:
+    with course.noting_errors():
+        while not course.ended:
+            epoch = course.step // per_epoch
+            plan = plans.epoch(epoch)[course.step % per_epoch :]
+            recent: list[Tensor] = []
+            loader = batches(
+                splits.train, config, plan, epoch=epoch, rank=gather.rank(group), world=gather.world(group)
+            )
+            pace = Pace()
+            began = last = pace.mark()
+            for batch in pace.waiting(loader):
+                recent.append(run.step(batch, course.step, course.progress))
+                course.step += 1
+                if course.reads:
+                    values, zeros, means = _read(recent, course.step, course.losses, group)
+                    course.count(values, zeros)
+                    means |= pace.since(last, config.batch.size) | run.stats()
+                    recent, last = [], pace.mark()
+                    yield StepReport(course.step, means, course.total)
+                if course.saves and not course.epoch_ends:
+                    yield CheckpointReport(course.step, run.evaluated, run.state(course, plans))
+            # Ranks that evaluate, or choose batches, with statistics of their own would not have one encoder.
+            run.share_buffers()
+            told = course.close_epoch() | pace.since(began, config.batch.size)
+            if course.evaluates:
+                metrics = evaluation.evaluate(run.evaluated, splits.val, config, device=device, group=group)
+                metrics |= evaluation.space_of(run.evaluated, sample, config, device=device, group=group) | told
+                stopped = course.stopping.done(metrics["val/score"]) and course.step < course.total
+                state = run.state(course, plans)
+                yield EpochReport(epoch + 1, course.step, metrics, run.evaluated, state, course.total, stopped)
+            elif course.saves:
                 yield CheckpointReport(course.step, run.evaluated, run.state(course, plans))
-        # Ranks that evaluate, or choose batches, by embeddings of statistics of their own would not have one encoder.
-        run.share_buffers()
-        told = course.close_epoch() | pace.since(began, config.batch.size)
-        if course.evaluates:
-            metrics = evaluation.evaluate(run.evaluated, splits.val, config, device=device, group=group)
-            metrics |= evaluation.space_of(run.evaluated, sample, config, device=device, group=group) | told
-            stopped = course.stopping.done(metrics["val/score"]) and course.step < course.total
-            state = run.state(course, plans)
-            yield EpochReport(epoch + 1, course.step, metrics, run.evaluated, state, course.total, stopped)
-        elif course.saves:
-            yield CheckpointReport(course.step, run.evaluated, run.state(course, plans))
 
 
 def check(splits: Splits, config: Config) -> None:
@@ -220,6 +226,9 @@ class _Run:
         tcm = config.tcm
         self.tcm = TCM(tcm.margin_pos, tcm.margin_neg, tcm.weight_pos, tcm.weight_neg)
         self.weight = 0.0
+        # Read by torch's fused optimisers, as for gradient scaling: where it is 1 they leave everything as it is.
+        self.broken = torch.zeros((), dtype=torch.float32, device=device)
+        self.optimizer.found_inf = self.broken  # type: ignore[attr-defined]
 
     def _restore(self, state: State) -> None:
         parts = state.parts
@@ -289,17 +298,23 @@ class _Run:
             gradient_cache.backward(self.forward, chunks, embeddings.grad, within)
         gather.average_gradients(self.loss, self.group)
         norm = self._clip()
+        # Without asking the device. Gradients are averaged, so all ranks find the same; the weights stay those of
+        # before, in this step and, since statistics and memory have seen it, in all that follow.
+        self.broken.copy_(torch.maximum(self.broken, (~norm.isfinite()).to(self.broken)))
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.encoder)
         return torch.cat([values, norm.reshape(1).to(values)])
 
     def _clip(self) -> Tensor:
-        """Clips the encoder's gradient where the config says so; returns the norm that it had."""
-        parameters = list(self.encoder.parameters())
-        if self.config.optim.clip > 0:
-            return nn.utils.clip_grad_norm_(parameters, self.config.optim.clip)
-        return nn.utils.get_total_norm([part.grad for part in parameters if part.grad is not None])
+        """Clips the encoder's gradient where the config says so.
+
+        Returns:
+            The norm that it had; not finite where the gradient of the loss's own parameters is not.
+        """
+        parameters, clip = list(self.encoder.parameters()), self.config.optim.clip
+        norm = nn.utils.clip_grad_norm_(parameters, clip) if clip > 0 else _norm(parameters)
+        return norm + 0 * _norm(list(self.loss.parameters()))
 
     def _learn(self, embeddings: Tensor, batch: Batch, step: int, progress: float) -> Tensor:
         """The loss and its backward pass, as far as the embeddings' graph reaches.
@@ -351,6 +366,10 @@ def tcm_weight(progress: float, config: TCMConfig) -> float:
     return config.weight * min(1.0, (progress - config.start) / config.ramp if config.ramp > 0 else 1.0)
 
 
+def _norm(parameters: list[nn.Parameter]) -> Tensor:
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -362,17 +381,26 @@ def _read(
 ) -> tuple[list[float], int, dict[str, float]]:
     """The mean losses over ranks of the recent steps, how many were 0 without TCM, and the means over the steps.
 
-    Raises at the first loss that is NaN or infinite, on every rank.
+    Raises at the first step whose loss or gradient norm is not finite, on every rank.
     """
-    steps = (gather.sum_over_ranks(torch.stack(recent), group) / gather.world(group)).cpu()
+    mine = torch.stack(recent)
+    steps = (gather.sum_over_ranks(mine, group) / gather.world(group)).cpu()
     values: list[float] = steps[:, 0].tolist()
-    for index, value in enumerate(values):
-        if not math.isfinite(value):
-            last = ", ".join(f"{loss:.4g}" for loss in [*before, *values[: index + 1]][-6:])
-            raise NonFiniteLossError(
-                f"loss is {value} at step {step - len(values) + index + 1}; last losses: {last}. "
-                "A lower optim.lr or optim.clip usually helps"
-            )
+    broken = (~steps.isfinite()).any(dim=1).nonzero()
+    if len(broken):
+        raise NonFiniteLossError(_broken(int(broken[0]), mine, step, [*before, *values], group))
     loss, base, _, norm = steps.mean(dim=0).tolist()
     means = {"train/loss": loss, "train/loss_base": base, "train/gradient_norm": norm}
     return values, int((steps[:, 2] == 0).sum()), means
+
+
+def _broken(index: int, mine: Tensor, step: int, losses: list[float], group: gather.Group | None) -> str:
+    """What is wrong with one of the recent steps. A collective."""
+    count, world = len(mine), gather.world(group)
+    loss, *_, norm = gather.gather(mine[index : index + 1], [1] * world, group).T.tolist()
+    ranks = [rank for rank, value in enumerate(loss) if not math.isfinite(value)]
+    what = f"loss is {loss[ranks[0]]}" if ranks else f"the norm of the gradient is {norm[0]}"
+    where = f" on rank {', '.join(map(str, ranks))} of {world}" if ranks and world > 1 else ""
+    last = ", ".join(f"{value:.4g}" for value in losses[: len(losses) - count + index + 1][-6:])
+    at = step - count + index + 1
+    return f"{what} at step {at}{where}; last losses: {last}. A lower optim.lr or optim.clip usually helps"

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from dml import loop, recipes
 from dml.data import datasets
@@ -42,3 +44,58 @@ def test_two_ranks_train_as_one_process_does(run: str) -> None:
         assert rank_losses == pytest.approx(losses, rel=1e-2)
         assert rank_losses[:3] == pytest.approx(losses[:3], rel=1e-5)
         assert rank_metrics == pytest.approx(metrics, abs=0.02)
+
+
+def weights_in_double(run: str) -> dict[str, Tensor]:
+    """All parameters after 20 steps in float64, without statistics of a batch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_to", lambda tensor, _: tensor.double() if tensor.is_floating_point() else tensor)
+        torch.set_default_dtype(torch.float64)
+        try:
+            every = {"train.steps_per_epoch": 21, "train.checkpoint_every_steps": 20, "encoder.batch_norm": "frozen"}
+            config = CONFIG.replace(**every, **RUNS[run])
+            for report in loop.train(config, datasets.load(config.data), device=torch.device("cpu")):
+                if isinstance(report, loop.CheckpointReport):
+                    assert report.step == 20
+                    parts = report.state.parts
+                    return {**parts["encoder"], **parts["loss"]}
+        finally:
+            torch.set_default_dtype(torch.float32)
+    raise AssertionError("no checkpoint came")
+
+
+def in_double_on_rank(rank: int, world: int, run: str) -> dict[str, Tensor]:
+    return {name: tensor.numpy() for name, tensor in weights_in_double(run).items()}
+
+
+@pytest.mark.parametrize("run", ["multi_similarity", "proxy_anchor"])
+def test_in_double_precision_two_ranks_have_the_weights_of_one_process(run: str) -> None:
+    expected = weights_in_double(run)
+    assert all(tensor.dtype == torch.float64 for tensor in expected.values() if tensor.is_floating_point())
+    for found in ranks.run(2, in_double_on_rank, run):
+        for name, tensor in expected.items():
+            torch.testing.assert_close(torch.from_numpy(found[name]), tensor, rtol=0, atol=1e-10)
+
+
+class BreaksOnRankOne(nn.Module):
+    """A loss that from its third call on is no number on one rank."""
+
+    calls = 0
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        self.calls += 1
+        loss = (embeddings.sum(dim=1) * labels).mean()
+        return loss * torch.nan if self.calls >= 3 and dist.get_rank() == 1 else loss
+
+
+def broken(rank: int, world: int) -> str:
+    config = CONFIG.replace(**{"loss.name": "tests.ddp.test_training:BreaksOnRankOne", "train.log_every": 4})
+    with pytest.raises(loop.NonFiniteLossError) as caught:
+        list(loop.train(config, datasets.load(config.data), device=torch.device("cpu")))
+    return str(caught.value)
+
+
+def test_every_rank_names_the_rank_whose_loss_is_no_number() -> None:
+    first, second = ranks.run(2, broken)
+    assert first == second
+    assert first.startswith("loss is nan at step 3 on rank 1 of 2; last losses: ")

@@ -1,7 +1,12 @@
 """The training loop on the toy digits: it learns, repeats itself, and stops in words when the loss is no number."""
 
+import re
+from itertools import pairwise
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from dml import loop, recipes
 from dml.config import Config, TCMConfig
@@ -86,6 +91,63 @@ def test_a_loss_that_is_no_number_ends_the_training_with_step_and_last_losses() 
     config = CONFIG.replace(**{"optim.name": "sgd", "optim.lr": 1e30, "optim.clip": 0, "optim.warmup": 0})
     with pytest.raises(loop.NonFiniteLossError, match=r"loss is (nan|inf) at step \d+; last losses: .*, (nan|inf)"):
         reports(config)
+
+
+class Breaks(nn.Module):
+    """A loss that at one step is no number, or of which the gradient of its own proxies is none."""
+
+    def __init__(self, num_classes: int, dim: int, at: float, value: float) -> None:
+        super().__init__()
+        self.proxies = nn.Parameter(torch.randn(num_classes, dim, generator=torch.Generator().manual_seed(0)))
+        self.at, self.value, self.calls = at, value, 0
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        loss = nn.functional.cross_entropy(embeddings @ self.proxies.T, labels)
+        self.calls += 1
+        if self.calls != self.at:
+            return loss
+        return loss * torch.nan if self.value else loss + (0 * self.proxies).square().sqrt().sum()
+
+
+@pytest.mark.parametrize(("value", "what"), [(1, "loss is nan"), (0, "the norm of the gradient is nan")])
+@pytest.mark.parametrize("optimiser", ["adamw", "adam", "sgd"])
+def test_from_a_gradient_that_is_no_number_on_no_weight_changes(
+    optimiser: str, value: int, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found without asking the device: the step is skipped there, and those after it until the losses are read."""
+    losses = {"loss.name": "tests.dml.test_loop:Breaks", "loss.options": {"at": 4, "value": value}}
+    config = CONFIG.replace(**losses, **{"optim.name": optimiser, "train.log_every": 6})
+    seen, step = [], loop._Run.step
+
+    def watched(run: loop._Run, *args: Any) -> Tensor:
+        values = step(run, *args)
+        tensors = [*run.encoder.parameters(), *run.loss.parameters()]
+        seen.append([tensor.detach().clone() for tensor in tensors])
+        return values
+
+    monkeypatch.setattr(loop._Run, "step", watched)
+    with pytest.raises(loop.NonFiniteLossError, match=f"{what} at step 4; last losses: .*, "):
+        reports(config)
+    assert len(seen) == 6, "read after six steps"
+    changed = [
+        any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) for before, after in pairwise(seen)
+    ]
+    assert changed == [True, True, False, False, False]
+
+
+def test_an_error_of_a_step_says_when_it_came_and_after_which_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = loop._Run.step
+
+    def short(run: loop._Run, batch: Any, number: int, progress: float) -> Tensor:
+        if number == 15:
+            raise torch.OutOfMemoryError("out of memory")
+        return step(run, batch, number, progress)
+
+    monkeypatch.setattr(loop._Run, "step", short)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        reports(CONFIG.replace(**{"train.log_every": 2}))
+    (note,) = caught.value.__notes__
+    assert re.fullmatch(r"after 15 of 24 steps; last losses: [0-9.]+, [0-9.]+", note)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,9 @@ def trained(config: Config, resume: State | None = None) -> Iterator[loop.Report
 def told(report: loop.Report) -> dict[str, Any]:
     """Everything that a listener sees of a report, except how long it took; of tensors the bytes."""
     metrics = getattr(report, "metrics", {})
-    metrics = {name: value for name, value in metrics.items() if name not in ("train/images_per_second", "train/data_wait")}
+    metrics = {
+        name: value for name, value in metrics.items() if name not in ("train/images_per_second", "train/data_wait")
+    }
     if isinstance(report, loop.StepReport):
         return {"step": report.step, **metrics}
     found: dict[str, Any] = {"step": report.step, "progress": report.state.progress}
