@@ -32,8 +32,12 @@ class Encoder(nn.Module):
         self.backbone_frozen = self.statistics_frozen = False
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images float (B, channels, H, W) -> embeddings float32 (B, D) of unit norm, also under autocast."""
-        return F.normalize(self.projection(self.backbone(images)).float(), dim=1)
+        """Images float (B, channels, H, W) -> embeddings float32 (B, D) of unit norm, also under autocast.
+
+        Those of an encoder in double precision are float64.
+        """
+        projected: Tensor = self.projection(self.backbone(images))
+        return F.normalize(projected if projected.dtype == torch.float64 else projected.float(), dim=1)
 
     def freeze_backbone(self, frozen: bool) -> None:
         """Whether the backbone keeps still: no gradients, no moving statistics, no dropout, in training mode too.

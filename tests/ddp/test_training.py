@@ -47,13 +47,17 @@ def test_two_ranks_train_as_one_process_does(run: str) -> None:
 
 
 def weights_in_double(run: str) -> dict[str, Tensor]:
-    """All parameters after 20 steps in float64, without statistics of a batch."""
+    """All parameters after 20 steps in float64, without statistics of a batch.
+
+    Nor augmentation: it computes in float32, which rounds otherwise in a batch of another size.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "_to", lambda tensor, _: tensor.double() if tensor.is_floating_point() else tensor)
         torch.set_default_dtype(torch.float64)
         try:
-            every = {"train.steps_per_epoch": 21, "train.checkpoint_every_steps": 20, "encoder.batch_norm": "frozen"}
-            config = CONFIG.replace(**every, **RUNS[run])
+            lasting = {"train.steps_per_epoch": 21, "train.checkpoint_every_steps": 20}
+            plain = {"encoder.batch_norm": "frozen", "data.augment": "none"}
+            config = CONFIG.replace(**lasting, **plain, **RUNS[run])
             for report in loop.train(config, datasets.load(config.data), device=torch.device("cpu")):
                 if isinstance(report, loop.CheckpointReport):
                     assert report.step == 20
