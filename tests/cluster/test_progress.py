@@ -59,7 +59,7 @@ def test_without_a_terminal_there_is_one_plain_line_an_epoch() -> None:
 def test_in_a_terminal_a_bar_moves_beneath_the_lines() -> None:
     said = shown(STEP, EPOCH, STEP | {"step": 69}, terminal=True)
     assert LINE in said
-    bars = re.findall(r"(epoch \S+) \S+ (step \S+)", said)
+    bars = re.findall(r"(epoch \S+) [━╺╸ ]+ (step \S+)", said)
     assert ("epoch 2/20", "step 7/23") in bars
     assert ("epoch 3/20", "step 0/23") in bars, "the next one, once a line is printed"
     assert ("epoch 3/20", "step 23/23") in bars, "while it is evaluated"
