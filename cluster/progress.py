@@ -99,7 +99,7 @@ class Progress:
         """Prints what came of it; one line when quiet.
 
         Args:
-            metrics: last report of cluster.worker.work.
+            metrics: what was reported with the checkpoint.
             checkpoint: path or URI of the best epoch's.
             run: the MLflow run.
             toy: the data are.
@@ -109,7 +109,8 @@ class Progress:
             print(f"{best}  checkpoint {checkpoint}")
             return
         print(f"\n{best}{TOY if toy else ''}")
-        print(f"{metrics['epoch']:g} epochs, {duration(time.monotonic() - self._began)} in all")
+        epochs = self.epochs or int(metrics["epoch"])
+        print(f"{epochs} epoch{'s' * (epochs > 1)}, {duration(time.monotonic() - self._began)} in all")
         print(f"checkpoint {checkpoint}")
         print(f"MLflow run {run.run_id} in {without_password(run.uri)}")
 
@@ -163,7 +164,7 @@ class Progress:
         if step == 0 and loss:  # its last step; evaluation is next
             epoch, step = epoch - 1, per_epoch
         doing = f"epoch {epoch + 1}/{self.config.train.epochs}"
-        if message["step"] == message["total"] and not loss:
+        if (message["step"] == message["total"] and not loss) or self.stopped:
             doing, step = "finishing", per_epoch
         figures = "  ".join(part for part in (f"step {step}/{per_epoch}", loss, left(message["left"])) if part)
         self._bar.update(self._task, description=doing, completed=step, total=per_epoch, figures=figures)

@@ -119,8 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             assert job.run is not None
             with shown.following(job.run.run_id):
                 result = fit(job, resources, name=name, storage=storage)
-            if result.checkpoint is not None:
-                measure.keep_best(job.run, result.checkpoint.path, resources, figures=options.figures)
+                if result.checkpoint is not None:
+                    measure.keep_best(job.run, result.checkpoint.path, resources, figures=options.figures)
     path = result.checkpoint.path if result.checkpoint else "none"
     shown.end(result.metrics or {}, path, job.run, toy=splits.toy)
     if warning := unsent_warning(job.run.unsent):

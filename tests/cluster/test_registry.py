@@ -1,12 +1,6 @@
 """The registry: a checkpoint goes in as a version, an alias says which one is served, and it comes out bit by bit."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +12,7 @@ from safetensors.torch import load_file
 from cluster import registry
 from dml import checkpoint, encoders
 from dml.config import Config, DataConfig, EncoderConfig
+from tests.cluster.mlflow_server import MLflowServer
 
 POINTS = [{"far": 0.01, "threshold": 0.93}, {"far": 0.1, "threshold": 1.1}]
 CONFIG = Config(data=DataConfig(image_size=16), encoder=EncoderConfig(dim=8))
@@ -127,35 +122,14 @@ def test_a_uri_of_another_form_is_refused_with_the_valid_forms(uri: str) -> None
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A real MLflow server on a free port, with its artifacts behind it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"]
-    command += ["--artifacts-destination", str(tmp_path / "server-artifacts")]
-    url = f"http://127.0.0.1:{port}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    running = MLflowServer(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", running.url)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with (
-        open(tmp_path / "server.log", "w") as log,
-        # An environment of its own: exec would read that of this process while threads of libraries may change it.
-        subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=tmp_path, env=dict(os.environ), start_new_session=True
-        ) as process,
-    ):
-        try:
-            for _ in range(240):
-                try:
-                    urllib.request.urlopen(f"{url}/health", timeout=1)
-                    break
-                except OSError:
-                    assert process.poll() is None, (tmp_path / "server.log").read_text()
-                    time.sleep(0.5)
-            else:
-                pytest.fail(f"no answer in two minutes: {(tmp_path / 'server.log').read_text()}")
-            yield url
-        finally:
-            os.killpg(process.pid, 15)
+    try:
+        running.start()
+        yield running.url
+    finally:
+        running.kill()
 
 
 @pytest.mark.slow

@@ -20,8 +20,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None, mlflo
 
 
 def test_two_ranks_train_a_checkpoint_that_scores_as_it_says(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["--recipe", "digits", "--workers", "2", "--train.epochs", "2", "--name", "pair"]) == 0
-    said = capsys.readouterr().out
+    words = ["--recipe", "digits", "--workers", "2", "--train.epochs", "2", "--tcm.weight", "0.1", "--name", "pair"]
+    assert train.main(words) == 0
+    said, complained = capsys.readouterr()
+    assert complained == ""
+    assert "global batch 48 = 2 ranks x 24 (6 classes x 8 images); 23 steps an epoch, 2 epochs" in said
+    epochs = re.findall(r"^epoch (\d)/2  loss \d\.\d{4}  val Recall@1 .* OPIS .* images/s", said, re.MULTILINE)
+    assert epochs == ["1", "2"], "a line an epoch, whatever the ranks"
     assert "toy: two val classes say little about OPIS" in said
 
     (folder,) = re.findall(r"^checkpoint (.+)$", said, re.MULTILINE)
@@ -35,18 +40,46 @@ def test_two_ranks_train_a_checkpoint_that_scores_as_it_says(here: Path, capsys:
     assert run.info.status == "FINISHED"
     assert run.data.params["optim.lr"] == "0.001"
     assert run.data.tags["data.fingerprint"] == splits.fingerprint
-    steps = [metric.step for metric in MlflowClient().get_metric_history(run_id, "train/loss")]
-    assert steps == sorted(set(steps)), "rank 0 alone logs, each step once"
-    assert len(MlflowClient().get_metric_history(run_id, "val/opis")) == 2
+    assert run.data.tags["checkpoint"] == folder
+    assert "env.torch" in run.data.tags
+    client = MlflowClient()
+
+    def steps(name: str) -> list[int]:
+        return [metric.step for metric in client.get_metric_history(run_id, name)]
+
+    in_steps = ("train/loss", "train/loss_base", "train/tcm/hard_negatives", "train/gradient_norm", "train/data_wait")
+    assert {name: steps(name) for name in in_steps} == {name: [10, 20, 23, 30, 40, 46] for name in in_steps}
+    in_epochs = ("val/opis", "train/pi_ratio", "train/spectral_decay", "best/score")
+    assert {name: steps(name) for name in in_epochs} == {name: [23, 46] for name in in_epochs}
+    assert steps("val/auc") == [model.info["step"]], "of the best checkpoint, measured at the end"
+    figures = {Path(file.path).stem for file in client.list_artifacts(run_id, "evaluation/figures")}
+    assert {"utility", "distances", "neighbours", "map"} <= figures
+    assert not any(Path("runs/outbox").iterdir()), "everything has arrived"
+
+
+def test_a_tracking_server_that_is_away_is_an_error_before_training(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mlflow_store: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    try:
+        with pytest.raises(SystemExit) as stop:
+            train.main(["--recipe", "digits"])
+    finally:
+        mlflow.set_tracking_uri(mlflow_store)
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "error: MLflow at http://127.0.0.1:9: does not answer (Connection refused)\n"
 
 
 def test_a_failed_training_says_why_and_is_not_left_running(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--recipe", "digits", "--name", "nan", "--optim.name", "sgd", "--optim.lr", "1e30", "--optim.clip", "0"]
+    words += ["--quiet"]
     with pytest.raises(SystemExit) as stop:
         train.main(words)
     assert stop.value.code == 1
-    error = capsys.readouterr().err
+    said, error = capsys.readouterr()
+    assert said == "", "quiet"
     assert error.startswith("error: ")
+    assert error.count("\n") == 1
     assert "last losses: " in error
     (run,) = mlflow.search_runs(
         search_all_experiments=True, filter_string="tags.`mlflow.runName` = 'nan'", output_format="list"
