@@ -17,8 +17,8 @@ import rich.table
 import tyro
 
 from cluster import session
+from cluster.failures import TrainingError
 from cluster.tracking import TrackingError
-from cluster.worker import TrainingError
 from dml import encoders, loop, losses, recipes
 from dml.config import Config
 from dml.data import datasets
@@ -27,13 +27,16 @@ from dml.names import unknown
 Options = TypeVar("Options")
 
 
-def parse(options: type[Options], argv: Sequence[str], *, budget: recipes.Budget = "full") -> Options:
+def parse(
+    options: type[Options], argv: Sequence[str], *, budget: recipes.Budget = "full", default: Options | None = None
+) -> Options:
     """Reads --recipe and --budget, then every other option with the recipe's settings as defaults.
 
     Args:
         options: a dataclass with a field `config: Config`, whose fields become --section.field, and options of its own.
         argv: the words after the program's name.
         budget: when --budget is not given.
+        default: what is not given, in place of a recipe's.
 
     Raises:
         SystemExit: 2, after one line on stderr, for an unknown recipe, option, setting, dataset, loss or encoder, or
@@ -41,19 +44,14 @@ def parse(options: type[Options], argv: Sequence[str], *, budget: recipes.Budget
     """
     rest = list(argv)
     with one_line_errors(status=2):
-        recipe = _take(rest, "--recipe", "glyphs")
-        length = _take(rest, "--budget", budget)
-        if length not in get_args(recipes.Budget):
-            raise ValueError(unknown("budget", length, get_args(recipes.Budget)))
-        config = recipes.build(recipe, cast(recipes.Budget, length))
-        default: Any = options(config=config)  # type: ignore[call-arg]
-        own = [field.replace("_", "-") for field in vars(default) if field != "config"]
-        settings = [name for name in config.flat if not name.startswith("loss.options.")]
+        start: Any = default or options(config=_recipe(rest, budget))  # type: ignore[call-arg]
+        own = [field.replace("_", "-") for field in vars(start) if field != "config"]
+        settings = [name for name in start.config.flat if not name.startswith("loss.options.")]
         valid = ["--recipe", "--budget", "--help", *(f"--{name}" for name in [*own, *settings, "loss.options"])]
         _refuse_unknown(rest, valid)
         if "--help" in rest or "-h" in rest:
             _print_recipes()
-        parsed = _read(options, rest, default)
+        parsed = _read(options, rest, start)
         config = _absolute(parsed.config)  # type: ignore[attr-defined]
         _check_names(config)
     return replace(parsed, config=config)  # type: ignore[type-var]
@@ -74,6 +72,16 @@ def read(options: type[Options], argv: Sequence[str]) -> Options:
         names = [f"--{name.replace('_', '-')}" for name in vars(default)]
         _refuse_unknown(argv, [*names, "--help"])
         return _read(options, list(argv), default)
+
+
+def value_of(argv: Sequence[str], option: str) -> str:
+    """The value of one option, read before the others; empty when it is not given.
+
+    Raises:
+        SystemExit: 2, after one line on stderr, when it has no value.
+    """
+    with one_line_errors(status=2):
+        return _take(list(argv), option, "")
 
 
 def preflight(config: Config) -> datasets.Splits:
@@ -180,6 +188,15 @@ def _check_names(config: Config) -> None:
         raise ValueError(unknown("dataset", config.data.dataset, datasets.DATASETS))
     losses.from_config(config.loss, num_classes=2, dim=2)
     encoders.check(config.encoder)
+
+
+def _recipe(words: list[str], budget: recipes.Budget) -> Config:
+    """The settings that --recipe and --budget name, which are taken out of the words."""
+    recipe = _take(words, "--recipe", "glyphs")
+    length = _take(words, "--budget", budget)
+    if length not in get_args(recipes.Budget):
+        raise ValueError(unknown("budget", length, get_args(recipes.Budget)))
+    return recipes.build(recipe, cast(recipes.Budget, length))
 
 
 def _take(words: list[str], option: str, default: str) -> str:

@@ -191,6 +191,24 @@ def download(version: ModelVersion) -> Path:
     return folder
 
 
+def fetch(model: str) -> tuple[Path, str]:
+    """A local checkpoint folder, and the name that it goes by.
+
+    Args:
+        model: a checkpoint folder, models:/NAME@ALIAS or models:/NAME/VERSION.
+
+    Raises:
+        ValueError: the registry has no such model.
+        MlflowException: the tracking server cannot be reached, or refuses.
+    """
+    if not model.startswith("models:"):
+        return Path(model), Path(model).resolve().name
+    version = find(model)
+    if version is None:
+        raise ValueError(f"{model} is not in the MLflow registry; python -m tune.search registers a champion")
+    return download(version), version.label
+
+
 def _client() -> "MlflowClient":
     from mlflow import MlflowClient
 

@@ -90,7 +90,7 @@ def load(source: Source, *, device: torch.device, group: gather.Group | None, do
     """
     if source.embeddings:
         return _from_file(source, group)
-    folder, name = _model(source.model)
+    folder, name = registry.fetch(source.model)
     model = checkpoint.load(folder)
     work = _Embedding(model.encoder.to(device), model.config, device, group, done)
     config = _judged(source, model.config.evaluate)
@@ -191,16 +191,6 @@ def _data(source: Source, trained: DataConfig) -> DataConfig:
 
 def _judged(source: Source, config: EvaluateConfig) -> EvaluateConfig:
     return config if source.distance == "model" else config.model_copy(update={"distance": source.distance})
-
-
-def _model(model: str) -> tuple[Path, str]:
-    """A local checkpoint folder, and the name that it goes by."""
-    if not model.startswith("models:"):
-        return Path(model), Path(model).resolve().name
-    version = registry.find(model)
-    if version is None:
-        raise ValueError(f"{model} is not in the MLflow registry; python -m tune.search registers a champion")
-    return registry.download(version), version.label
 
 
 def _stored_points(folder: Path, distance: str) -> tuple[OperatingPoint, ...]:

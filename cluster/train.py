@@ -1,80 +1,130 @@
 """Trains one model with Ray Train: `python -m cluster.train --recipe digits --workers 2`."""
 
+import logging
 import sys
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import ray.train
 import ray.train.torch
 import tyro
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 
-from cluster import command_line, environment, measure, progress, session
+from cluster import command_line, environment, measure, progress, registry, run_folder, session
+from cluster.failures import Retries, TrainingError, as_training_error
 from cluster.progress import Poster
+from cluster.run_folder import Record, RunFolder
 from cluster.tracking import Store, unsent_warning
-from cluster.worker import Job, TrainingError, tracked, work
+from cluster.worker import Job, tracked, work
+from dml import checkpoint
 from dml.config import Config
+from dml.state import State, differences
+
+log = logging.getLogger(__name__)
+_RESOURCES = ("workers", "cpus_per_worker", "gpus_per_worker")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training that has ended.
+
+    Attributes:
+        metrics: the last report of `cluster.worker.work`.
+        checkpoint: path or URI of the best epoch's checkpoint.
+    """
+
+    metrics: dict[str, Any]
+    checkpoint: str
 
 
 def fit(
     job: Job,
     resources: session.Resources,
+    folder: RunFolder,
     *,
-    name: str,
-    storage: str,
     callbacks: Sequence[ray.train.UserCallback] = (),
-) -> ray.train.Result:
-    """Trains over Ray workers, DDP by NCCL on GPUs and gloo on CPUs; the kept checkpoint is that of the best epoch.
+) -> Trained:
+    """Trains over Ray workers, DDP by NCCL on GPUs and gloo on CPUs, and goes on from what is in the folder.
+
+    Workers that are lost are started anew and go on from the newest checkpoint (`cluster.failures`).
 
     Args:
         job: what to train.
         resources: how many workers, with what each.
-        name: names the run's folder under storage.
-        storage: absolute path or URI that every node sees.
+        folder: where its checkpoints are and will be.
         callbacks: Ray Train's user callbacks.
 
     Raises:
-        TrainingError: a worker failed; the message carries its rank and error.
+        TrainingError: it cannot go on; the message carries a rank and its error.
     """
     trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"job": job},
+        cast(Any, _worker),  # typed as one that returns nothing
+        train_loop_config={"job": job, "folder": folder},
         scaling_config=resources.scaling(),
         torch_config=resources.backend(),
         run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=storage,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=cast(Any, [*callbacks]),  # typed as the callbacks of Ray's first Train API
+            name=folder.name,
+            storage_path=folder.storage,
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=run_folder.KEPT, checkpoint_score_attribute=run_folder.RANK
+            ),
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # Retries says when it is enough
+            callbacks=cast(Any, [*callbacks, Retries()]),  # typed as the callbacks of Ray's first Train API
         ),
     )
-    return finish(trainer)
+    return Trained(cast(Any, finish(trainer)).return_value, folder.best())
 
 
 def finish(trainer: TorchTrainer) -> ray.train.Result:
     """Runs a trainer to its end.
 
     Raises:
-        TrainingError: a worker failed; the message carries its rank and the last line of its error.
+        TrainingError: it failed; the message carries a rank and the last line of its error.
     """
     try:
         return trainer.fit()
+    except ray.train.ControllerError as failed:
+        if isinstance(failed.controller_failure, TrainingError):
+            raise failed.controller_failure from None
+        raise TrainingError(f"Ray Train: {str(failed.controller_failure).strip().splitlines()[-1]}") from failed
     except ray.train.WorkerGroupError as failed:
         rank, error = next(iter(failed.worker_failures.items()))
         last = str(error).strip().splitlines()[-1]
         raise TrainingError(f"rank {rank}: {last}") from failed
 
 
-def _worker(settings: dict[str, Job]) -> None:
+def _worker(settings: dict[str, Any]) -> dict[str, float | str]:
+    """What Ray Train calls in each worker, at first and after each failure."""
+    job: Job = settings["job"]
+    me = ray.train.get_context().get_world_rank()
+
     def report(metrics: dict[str, float | str], folder: Path | None) -> None:
         kept = ray.train.Checkpoint.from_directory(folder) if folder is not None else None
-        ray.train.report(metrics, checkpoint=kept)
+        ray.train.report(metrics, checkpoint=kept, checkpoint_dir_name=run_folder.checkpoint_name(int(metrics["step"])))
 
-    job = settings["job"]
-    assert job.run is not None
-    work(job, report, device=session.use_rank_device(), seen=Poster(job.run.run_id, job.config))
+    try:
+        assert job.run is not None
+        seen = Poster(job.run.run_id, job.config)
+        resume = _newest(settings["folder"], me)
+        return work(job, report, device=session.use_rank_device(), seen=seen, resume=resume, every=True)
+    except Exception as error:
+        raise as_training_error(me, error) from error
+
+
+def _newest(folder: RunFolder, me: int) -> State | None:
+    """The state that the first rank finds newest, on every rank."""
+    if me == 0:
+        found = folder.newest()
+        for problem in found.unusable:
+            log.warning("%s; the checkpoint before it is used", problem)
+        broadcast_from_rank_zero(found.name)
+        return found.state
+    name = broadcast_from_rank_zero("")
+    return folder.state(name) if name else None
 
 
 @dataclass(frozen=True)
@@ -91,6 +141,10 @@ class Options:
     """CPUs of each rank; 1 unless given."""
     gpus_per_worker: float | None = None
     """GPUs of each rank; 1 when the cluster has GPUs, else 0."""
+    init: str = ""
+    """Starts from the encoder of a checkpoint folder, models:/NAME@ALIAS or models:/NAME/VERSION, on any classes."""
+    resume: str = ""
+    """Name of a run that was interrupted and goes on, with its own settings; the number of workers may be another."""
     name: str = ""
     """Names the run in MLflow and its folder; a time stamp is added when unset."""
     storage: str = ""
@@ -103,29 +157,96 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    options = command_line.parse(Options, sys.argv[1:] if argv is None else argv)
-    config = options.config
-    splits = command_line.preflight(config)
-    shown = progress.Progress(config, quiet=options.quiet)
+    words = sys.argv[1:] if argv is None else argv
+    resumed = command_line.value_of(words, "--resume")
+    options = command_line.parse(Options, words) if not resumed else _resumed(words, resumed)
+    splits = command_line.preflight(options.config)
+    shown = progress.Progress(options.config, quiet=options.quiet)
     session.connect()
     with command_line.one_line_errors():
         resources = session.Resources.of(options.workers, options.cpus_per_worker, options.gpus_per_worker)
-        storage = session.local_path(options.storage or session.storage())
-        store = Store.open(storage if options.storage else "")
-        name = command_line.run_name(options.name, config.data.dataset)
-        shown.begin(name, splits, resources.workers)
-        tags = {"kind": "train", **environment.commit(Path.cwd())}
-        with tracked(Job(config, name, store, tags=tags), patience=0) as job:
+        folder, job = _begin(options) if not resumed else _go_on(options)
+        shown.begin(folder.name, splits, resources.workers)
+        with tracked(job, patience=0) as job:
             assert job.run is not None
-            with shown.following(job.run.run_id):
-                result = fit(job, resources, name=name, storage=storage)
-                if result.checkpoint is not None:
-                    measure.keep_best(job.run, result.checkpoint.path, resources, figures=options.figures)
-    path = result.checkpoint.path if result.checkpoint else "none"
-    shown.end(result.metrics or {}, path, job.run, toy=splits.toy)
+            try:
+                with shown.following(job.run.run_id):
+                    trained = fit(job, resources, folder)
+            except (KeyboardInterrupt, SystemExit):  # the latter is how Ray Train answers Ctrl-C
+                print(f"interrupted: python -m cluster.train --resume {folder.name} goes on", flush=True)
+                raise SystemExit(130) from None
+            if trained.checkpoint:
+                measure.keep_best(job.run, trained.checkpoint, resources, figures=options.figures)
+    shown.end(trained.metrics, trained.checkpoint or "none", job.run, toy=splits.toy)
     if warning := unsent_warning(job.run.unsent):
         command_line.warn(warning)
     return 0
+
+
+def _storage(given: str) -> str:
+    return session.local_path(given or session.storage())
+
+
+def _job(options: Options, name: str, key: str) -> Job:
+    store = Store.open(_storage(options.storage) if options.storage else "")
+    return Job(options.config, name, store, key=key, tags={"kind": "train", **environment.commit(Path.cwd())})
+
+
+def _begin(options: Options) -> tuple[RunFolder, Job]:
+    """A new run, with its record."""
+    name = command_line.run_name(options.name, options.config.data.dataset)
+    folder = RunFolder(_storage(options.storage), name)
+    key = f"{name}/{uuid.uuid4().hex}"
+    job = _job(options, name, key)
+    if options.init:
+        job = _warm(job, options.init)
+    asked = {field: getattr(options, field) for field in _RESOURCES}
+    folder.begin(Record(options.config, key, job.init_from, asked))
+    return folder, job
+
+
+def _warm(job: Job, init: str) -> Job:
+    """The job with first weights; an alias is pinned to the version that it points to now."""
+    if init.startswith("models:"):
+        Store.open()
+        found = registry.find(init)
+        init = init if found is None else f"models:/{found.name}/{found.version}"
+    model = checkpoint.load(registry.fetch(init)[0])
+    source = init if init.startswith("models:") else session.local_path(init)
+    return replace(job, init=checkpoint.warm_start(model, job.config), init_from=source)
+
+
+def _resumed(words: Sequence[str], name: str) -> Options:
+    """The options of a run that goes on; what is given beside --resume must be what it began with."""
+    storage = _storage(command_line.value_of(words, "--storage"))
+    with command_line.one_line_errors(status=2):
+        for option in ("--recipe", "--budget", "--name", "--init"):
+            if command_line.value_of(words, option):
+                raise ValueError(f"{option} does not go with --resume: the run goes on with what it began with")
+        record = RunFolder(storage, name).record()
+        options = command_line.parse(Options, words, default=Options(record.config, **record.resources))
+        changed = differences(record.config, options.config)
+        if changed:
+            raise ValueError(f"resume: a run goes on with the settings that it began with, but {'; '.join(changed)}")
+    return options
+
+
+def _go_on(options: Options) -> tuple[RunFolder, Job]:
+    """The run as it was left, told to whoever resumes it."""
+    folder = RunFolder(_storage(options.storage), options.resume)
+    record = folder.record()
+    job = _job(options, options.resume, record.key)
+    why = folder.mend()
+    if why:
+        print(f"warning: Ray Train's list of checkpoints is set aside: {why}")
+    found = folder.newest()
+    for problem in found.unusable:
+        print(f"warning: {problem}; the checkpoint before it is used")
+    if found.state is not None:
+        print(f"{options.resume} goes on after step {found.state.progress.step}, from {found.name}")
+        return folder, replace(job, init_from=record.init)
+    print(f"{options.resume} begins anew: it has no checkpoint yet")
+    return folder, _warm(job, record.init) if record.init else job
 
 
 if __name__ == "__main__":

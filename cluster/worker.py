@@ -3,22 +3,25 @@
 A trial with one worker calls `work` in its own process; with more, Ray Train calls it in each of theirs.
 """
 
+import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import torch
+from torch import Tensor
 
-from cluster import environment, system_metrics
+from cluster import environment, run_folder, system_metrics
 from cluster.tracking import Run, Store
 from cluster.writer import Writer
 from dml import checkpoint, gather, loop
 from dml.config import Config
 from dml.data import datasets
+from dml.state import State
 
 SERVER_AWAY = 300.0
 """Seconds that a trial among many waits at its start for an MLflow server that is away, before it fails."""
@@ -37,6 +40,8 @@ class Job:
         parent: MLflow run id of the search; None for a training on its own.
         key: names the run once and for all.
         tags: tags of the MLflow run.
+        init: the encoder's first weights (`dml.checkpoint.warm_start`); None for those that config gives it.
+        init_from: where these came from.
         run: the MLflow run, once it is started (see `tracked`).
     """
 
@@ -46,11 +51,9 @@ class Job:
     parent: str | None = None
     key: str = ""
     tags: dict[str, str] = field(default_factory=dict)
+    init: Mapping[str, Tensor] | None = None
+    init_from: str = ""
     run: Run | None = None
-
-
-class TrainingError(RuntimeError):
-    """A worker failed; one line with its rank and its error."""
 
 
 class Report(Protocol):
@@ -72,33 +75,68 @@ def tracked(job: Job, *, patience: float = SERVER_AWAY) -> Iterator[Job]:
     Raises:
         TrackingError: the server does not answer, or refuses.
     """
+    tags = {**job.tags, "init": job.init_from} if job.init_from else job.tags
     run = job.store.start(
-        job.name, params=job.config.flat, tags=job.tags, parent=job.parent, key=job.key, patience=patience
+        job.name, params=job.config.flat, tags=tags, parent=job.parent, key=job.key, patience=patience
     )
     with run.ending():
         yield replace(job, run=run)
 
 
-def work(job: Job, report: Report, *, device: torch.device, seen: Seen = lambda event: None) -> dict[str, float | str]:
+def work(
+    job: Job,
+    report: Report,
+    *,
+    device: torch.device,
+    seen: Seen = lambda event: None,
+    resume: State | None = None,
+    every: bool = False,
+) -> dict[str, float | str]:
     """Trains; reports after each evaluated epoch; returns the last report.
 
     The reported metrics hold the epoch's own figures (val/..., train/...) and, under best/..., those of the best epoch
-    so far by score, whose checkpoint is the one that is kept; loop_seconds is the time spent training and evaluating.
+    so far by score; loop_seconds is the time spent training and evaluating; checkpoint_rank is that of
+    `cluster.run_folder`. A report between epochs repeats the figures of the last.
 
     Args:
         job: `tracked`.
         report: called on every rank.
         device: where this rank computes.
         seen: called on the first rank with everything that the loop says, as it says it.
+        resume: goes on from here, with the figures that were last reported.
+        every: writes every checkpoint that the loop offers, to go on from; else that of each new best epoch, for its
+            model.
     """
     assert job.run is not None
     splits = datasets.load(job.config.data)
+    figures = _Figures(job.run.run_id, {} if resume is None else resume.info["report"])
+    clock = _Clock(float(figures.now.get("loop_seconds", 0.0)))
+    events = clock.time(loop.train(job.config, splits, device=device, resume=resume, init=job.init))
     if gather.rank(gather.default_group()) != 0:
-        return _train(job, splits, report, device=device)
+        for event in events:
+            if not isinstance(event, loop.StepReport):
+                figures.take(event, clock.seconds)
+                report(dict(figures.now), None)
+        return figures.now
     with job.run.writing() as record, system_metrics.sampling(record, job.run.began, device):
         record.tags({"data.fingerprint": splits.fingerprint, **environment.describe()})
         listener = _Listener(record, seen)
-        return _train(job, splits, report, device=device, listener=listener)
+        for event in events:
+            if isinstance(event, loop.StepReport):
+                listener(event, {})
+                continue
+            better = figures.take(event, clock.seconds)
+            # Before the checkpoint: what is not written by then, nobody writes who goes on from it.
+            if isinstance(event, loop.EpochReport):
+                listener(event, figures.best)
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = Path(scratch) / "checkpoint" if better or every else None
+                if folder is not None:
+                    state = event.state if every else None
+                    info = _info(job, event, figures.now)
+                    checkpoint.save(folder, event.encoder, job.config, info=info, state=state)
+                report(dict(figures.now), folder)
+    return figures.now
 
 
 class _Listener:
@@ -119,42 +157,45 @@ class _Listener:
         self._seen(event)
 
 
-def _train(
-    job: Job, splits: datasets.Splits, report: Report, *, device: torch.device, listener: _Listener | None = None
-) -> dict[str, float | str]:
-    """`work` on one rank; the first has a listener and writes the checkpoints."""
-    assert job.run is not None
-    clock = _Clock()
-    best: dict[str, float] = {}
-    metrics: dict[str, float | str] = {}
-    for event in clock.time(loop.train(job.config, splits, device=device)):
-        if isinstance(event, loop.StepReport):
-            if listener is not None:
-                listener(event, {})
-            continue
-        if isinstance(event, loop.CheckpointReport):
-            continue
-        better = not best or event.metrics["val/score"] > best["best/score"]
-        if better:
-            best = {f"best/{name}": event.metrics[f"val/{name}"] for name in BEST} | {"best/epoch": event.epoch}
-        metrics = {**event.metrics, **best, "epoch": event.epoch, "loop_seconds": clock.seconds}
-        metrics["run_id"] = job.run.run_id
-        if listener is not None:
-            listener(event, best)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "checkpoint" if better and listener is not None else None
-            if folder is not None:
-                info = {"epoch": event.epoch, "step": event.step, "metrics": event.metrics}
-                checkpoint.save(folder, event.encoder, job.config, info=info, state=event.state)
-            report(metrics, folder)
-    return metrics
+def _info(
+    job: Job, event: loop.EpochReport | loop.CheckpointReport, report: Mapping[str, float | str]
+) -> dict[str, object]:
+    own = {"epoch": event.epoch, "metrics": event.metrics} if isinstance(event, loop.EpochReport) else {"metrics": {}}
+    return {"step": event.step, **own, "init": job.init_from, "report": dict(report)}
+
+
+class _Figures:
+    """What is reported: the figures of the last epoch and of the best."""
+
+    def __init__(self, run_id: str, report: Mapping[str, float | str]) -> None:
+        self.now = dict(report)
+        self._run_id = run_id
+        self._bests = math.ceil(float(report.get(run_folder.RANK, 0)))
+
+    @property
+    def best(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self.now.items() if name.startswith("best/")}
+
+    def take(self, event: loop.EpochReport | loop.CheckpointReport, seconds: float) -> bool:
+        """Takes in a report of the loop; says whether it is a new best epoch's."""
+        better = False
+        if isinstance(event, loop.EpochReport):
+            best, score = self.best, event.metrics["val/score"]
+            better = not best or math.isnan(best["best/score"]) or score > best["best/score"]
+            if better:
+                best = {f"best/{name}": event.metrics[f"val/{name}"] for name in BEST} | {"best/epoch": event.epoch}
+                self._bests += 1
+            self.now = {**event.metrics, **best, "epoch": event.epoch}
+        self.now |= {"step": event.step, "loop_seconds": seconds, "run_id": self._run_id}
+        self.now[run_folder.RANK] = run_folder.rank(self._bests, best=better)
+        return better
 
 
 class _Clock:
     """Adds up the time that an iterator spends between its items."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
 
     def time(self, events: Iterator[loop.Report]) -> Iterator[loop.Report]:
         while True:

@@ -136,6 +136,34 @@ def load_state(folder: Path | str) -> State:
     return State(config, progress, parts, info)
 
 
+def warm_start(model: Checkpoint, config: Config) -> dict[str, Tensor]:
+    """The encoder's weights of a checkpoint, for a new training on whatever classes.
+
+    Args:
+        model: where they come from; its loss's parameters, which belong to its classes, are left behind.
+        config: of the new training.
+
+    Returns:
+        The state dict of the encoder that config describes.
+
+    Raises:
+        ValueError: the encoder that config describes is another; the message names both.
+    """
+    kinds = [(f"{c.encoder.name}, channels {c.data.channels}, dim {c.encoder.dim}") for c in (model.config, config)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"init: the checkpoint's encoder is {kinds[0]}; this training's is {kinds[1]}")
+    own = encoders.build(config.encoder.bare, channels=config.data.channels, image_size=config.data.image_size)
+    weights = model.encoder.state_dict()
+    for name, value in own.state_dict().items():
+        if name not in weights or weights[name].shape != value.shape:
+            there = tuple(weights[name].shape) if name in weights else "none"
+            raise ValueError(
+                f"init: {name} has shape {there} in the checkpoint (data.image_size {model.config.data.image_size}), "
+                f"but {tuple(value.shape)} in this training (data.image_size {config.data.image_size})"
+            )
+    return weights
+
+
 def model_files(folder: Path) -> list[Path]:
     """The files of a checkpoint folder that make its model."""
     return [folder / name for name in (*FILES, CHECKSUMS) if (folder / name).is_file()]

@@ -37,6 +37,15 @@ def default_group() -> Group | None:
     return dist.group.WORLD
 
 
+def lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed since another rank is gone: the fault is not this rank's, and may not come again."""
+    if isinstance(error, dist.DistError):
+        return True
+    # gloo raises bare RuntimeErrors; the places in its source, and the system's words for a broken connection.
+    signs = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
 def row_counts(rows: int, group: Group | None, device: torch.device) -> list[int]:
     """Rows that each rank holds; one small collective.
 

@@ -10,6 +10,7 @@ import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cluster import session, train
+from cluster.run_folder import RunFolder
 from cluster.tracking import Store
 from cluster.worker import Job, tracked, work
 from dml.config import Config
@@ -50,7 +51,8 @@ def run(params: dict[str, float | str], study: Study) -> None:
     number = int(params["number"])
     settings = {name: value for name, value in params.items() if name not in ("number", "tcm")}
     job = Job(
-        config=study.config.replace(**settings),
+        # A trial's reports are of evaluated epochs, which is what searchers compare.
+        config=study.config.replace(**settings, **{"train.checkpoint_every_steps": None}),
         name=f"trial {number}" if number else "trial 0 (baseline without TCM)",
         store=study.store,
         parent=study.parent,
@@ -79,8 +81,6 @@ def _over_workers(job: Job, study: Study) -> None:
     # Ray Train would otherwise take up the record of the first time.
     name = f"{study.name}-trial-{job.tags['trial']}-{uuid.uuid4().hex[:8]}"
     callbacks = [TuneReportCallback()]
-    result = train.fit(job, study.resources, name=name, storage=study.storage, callbacks=callbacks)
-    if result.metrics is None or result.checkpoint is None:
-        raise RuntimeError(f"{job.name} ended without a report")
-    # The last epoch's report carries no path when an earlier epoch was the best.
-    ray.tune.report({**result.metrics, "checkpoint_path": result.checkpoint.path})
+    trained = train.fit(job, study.resources, RunFolder(study.storage, name), callbacks=callbacks)
+    # The last report's path is that of the last checkpoint.
+    ray.tune.report({**trained.metrics, "checkpoint_path": trained.checkpoint})

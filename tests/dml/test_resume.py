@@ -44,18 +44,20 @@ def trained(config: Config, resume: State | None = None) -> Iterator[loop.Report
 
 def told(report: loop.Report) -> dict[str, Any]:
     """Everything that a listener sees of a report, except how long it took; of tensors the bytes."""
-    metrics = getattr(report, "metrics", {})
-    metrics = {
-        name: value for name, value in metrics.items() if name not in ("train/images_per_second", "train/data_wait")
-    }
     if isinstance(report, loop.StepReport):
-        return {"step": report.step, **metrics}
+        return {"step": report.step, **_untimed(report.metrics)}
     found: dict[str, Any] = {"step": report.step, "progress": report.state.progress}
     for part, tensors in report.state.parts.items():
         found |= {f"{part}/{name}": value.numpy().tobytes() for name, value in tensors.items()}
     if isinstance(report, loop.EpochReport):
-        found |= {"epoch": report.epoch, "stopped": report.stopped, **metrics}
+        found |= {"epoch": report.epoch, "stopped": report.stopped, **_untimed(report.metrics)}
     return found
+
+
+def _untimed(metrics: dict[str, float]) -> dict[str, float]:
+    return {
+        name: value for name, value in metrics.items() if name not in ("train/images_per_second", "train/data_wait")
+    }
 
 
 def assert_goes_on(found: list[dict[str, Any]], expected: list[dict[str, Any]], step: int) -> None:
