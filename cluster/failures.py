@@ -1,6 +1,7 @@
 """What becomes of a training whose workers fail: those that were lost are started anew, errors of its own end it."""
 
 import ray.train
+import torch
 
 from dml import gather
 
@@ -23,7 +24,10 @@ def as_training_error(rank: int, error: Exception) -> Exception:
     if gather.lost_peer(error):
         return error
     reason = str(error).strip().splitlines()
-    return TrainingError(f"rank {rank}: {type(error).__name__}: {reason[0] if reason else 'no message'}")
+    words = [f"rank {rank}: {type(error).__name__}: {reason[0] if reason else 'no message'}"]
+    if isinstance(error, torch.OutOfMemoryError):
+        words.append("a smaller train.micro_batch or batch needs less memory")
+    return TrainingError("; ".join([*words, *getattr(error, "__notes__", [])]))
 
 
 class Retries(ray.train.UserCallback):

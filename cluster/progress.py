@@ -89,7 +89,7 @@ class Progress:
         )
         self._task = self._bar.add_task("starting", total=None, figures="")
 
-    def begin(self, name: str, splits: Splits, workers: int) -> None:
+    def begin(self, name: str, splits: Splits, workers: tuple[int, int]) -> None:
         """Prints the settings, and what follows from them."""
         if not self.quiet:
             command_line.print_config(self.config)
@@ -170,13 +170,13 @@ class Progress:
         self._bar.update(self._task, description=doing, completed=step, total=per_epoch, figures=figures)
 
 
-def setup(config: Config, splits: Splits, workers: int) -> list[str]:
-    """What follows from the config, the data and the number of ranks, as lines."""
+def setup(config: Config, splits: Splits, workers: tuple[int, int]) -> list[str]:
+    """What follows from the config, the data and the fewest and most ranks, as lines."""
     train, val, batch = splits.train, splits.val, config.batch
     per_epoch = config.train.steps_per_epoch or sampler.steps_per_epoch(train.labels_N, batch)
-    least, most = batch.size // workers, -(-batch.size // workers)
-    each = f"{least}" if least == most else f"{least} to {most}"
-    ranks = "1 rank" if workers == 1 else f"{workers} ranks x {each}"
+    fewest, most = workers
+    each = _span(batch.size // most, -(-batch.size // fewest))
+    ranks = "1 rank" if most == 1 else f"{_span(fewest, most)} ranks x {each}"
     return [
         f"{len(train):,} training images of {len(train.classes):,} classes, "
         f"{len(val):,} val images of {len(val.classes):,} others",
@@ -184,6 +184,10 @@ def setup(config: Config, splits: Splits, workers: int) -> list[str]:
         f"{per_epoch:,} steps an epoch, {config.train.epochs} epochs",
         f"learning rate {config.optim.lr:g}: that of the global batch, the same for any number of ranks",
     ]
+
+
+def _span(low: int, high: int) -> str:
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def epoch_line(message: Mapping[str, Any]) -> str:

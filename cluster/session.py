@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import ray
 import ray.train
@@ -32,37 +33,56 @@ class Resources:
     """What one job takes.
 
     Attributes:
-        workers: ranks that train together.
+        workers: ranks that train together; of an elastic job the fewest.
         cpus_per_worker: CPUs of each; also its threads.
         gpus_per_worker: GPUs of each; may be a fraction.
+        most: ranks of an elastic job at most; 0 where their number is fixed.
+        resize_seconds: between two looks of an elastic job for room to grow.
     """
 
     workers: int = 1
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
+    most: int = 0
+    resize_seconds: float = 60.0
 
     @classmethod
     def of(
-        cls, workers: int, cpus_per_worker: float | None = None, gpus_per_worker: float | None = None
+        cls,
+        workers: int | str,
+        cpus_per_worker: float | None = None,
+        gpus_per_worker: float | None = None,
+        *,
+        resize_seconds: float = 60.0,
     ) -> "Resources":
         """Resources with what is not given taken from the cluster: a GPU a worker when it has any, a CPU a worker.
 
+        Args:
+            workers: how many, or "MIN:MAX" of an elastic job.
+            cpus_per_worker: CPUs of each.
+            gpus_per_worker: GPUs of each.
+            resize_seconds: of an elastic job.
+
         Raises:
-            ValueError: fewer than one worker, or more than the cluster, as it is now, can ever hold.
+            ValueError: fewer than one worker, or more (at the least) than the cluster, as it is now, can ever hold.
         """
-        if workers < 1:
-            raise ValueError(f"workers: {workers} is too few; at least 1")
+        least, most = _counts(str(workers))
         total = ray.cluster_resources()
         if gpus_per_worker is None:
             gpus_per_worker = 1.0 if total.get("GPU", 0) > 0 else 0.0
-        found = cls(workers, cpus_per_worker or 1.0, gpus_per_worker)
+        found = cls(least, cpus_per_worker or 1.0, gpus_per_worker, most, resize_seconds)
         for name, each in (("CPU", found.cpus_per_worker), ("GPU", found.gpus_per_worker)):
-            if workers * each > total.get(name, 0):
+            if least * each > total.get(name, 0):
                 raise ValueError(
-                    f"{workers} workers with {each:g} {name} each need {workers * each:g} {name}; "
+                    f"{least} workers with {each:g} {name} each need {least * each:g} {name}; "
                     f"the cluster has {total.get(name, 0):g}"
                 )
         return found
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The fewest and the most ranks."""
+        return self.workers, self.most or self.workers
 
     @property
     def per_worker(self) -> dict[str, float]:
@@ -72,13 +92,32 @@ class Resources:
 
     def scaling(self) -> ray.train.ScalingConfig:
         """Ray Train's form of these resources."""
-        return ray.train.ScalingConfig(
-            num_workers=self.workers, use_gpu=self.gpus_per_worker > 0, resources_per_worker=self.per_worker
+        made: Any = ray.train.ScalingConfig  # typed as that of Ray's first Train API
+        return cast(
+            ray.train.ScalingConfig,
+            made(
+                num_workers=self.counts if self.most else self.workers,
+                use_gpu=self.gpus_per_worker > 0,
+                resources_per_worker=self.per_worker,
+                elastic_resize_monitor_interval_s=self.resize_seconds,
+            ),
         )
 
     def backend(self) -> TorchConfig:
         """How the ranks talk: by NCCL between GPUs, else by gloo."""
         return TorchConfig(backend="nccl" if self.gpus_per_worker else "gloo")
+
+
+def _counts(workers: str) -> tuple[int, int]:
+    """The fewest workers, and the most or 0: "2" or "1:4"."""
+    least, colon, most = workers.partition(":")
+    if not (least.isdecimal() and (most.isdecimal() or not colon)):
+        raise ValueError(f"workers: {workers!r} is neither a number, such as 2, nor MIN:MAX, such as 1:4")
+    if int(least) < 1:
+        raise ValueError(f"workers: {workers} is too few; at least 1")
+    if colon and int(most) < int(least):
+        raise ValueError(f"workers: {workers} has its maximum below its minimum")
+    return int(least), int(most) if colon and int(most) > int(least) else 0
 
 
 def storage() -> str:

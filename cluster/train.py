@@ -14,7 +14,7 @@ import tyro
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 
-from cluster import command_line, environment, measure, progress, registry, run_folder, session
+from cluster import command_line, environment, measure, progress, registry, run_folder, session, shared_storage
 from cluster.failures import Retries, TrainingError, as_training_error
 from cluster.progress import Poster
 from cluster.run_folder import Record, RunFolder
@@ -135,8 +135,11 @@ class Options:
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    workers: int = 1
-    """Ranks that train together by DDP."""
+    workers: str = "1"
+    """Ranks that train together by DDP. MIN:MAX is elastic: as many as there is room for, fewer when nodes go and more
+    when they come, from the newest checkpoint each time; the global batch stays."""
+    resize_seconds: float = 60.0
+    """With --workers MIN:MAX, seconds between two looks for room to grow."""
     cpus_per_worker: float | None = None
     """CPUs of each rank; 1 unless given."""
     gpus_per_worker: float | None = None
@@ -164,9 +167,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown = progress.Progress(options.config, quiet=options.quiet)
     session.connect()
     with command_line.one_line_errors():
-        resources = session.Resources.of(options.workers, options.cpus_per_worker, options.gpus_per_worker)
+        resources = session.Resources.of(
+            options.workers,
+            options.cpus_per_worker,
+            options.gpus_per_worker,
+            resize_seconds=options.resize_seconds,
+        )
+        shared_storage.check(_storage(options.storage))
         folder, job = _begin(options) if not resumed else _go_on(options)
-        shown.begin(folder.name, splits, resources.workers)
+        shown.begin(folder.name, splits, resources.counts)
         with tracked(job, patience=0) as job:
             assert job.run is not None
             try:

@@ -48,7 +48,7 @@ class StepReport:
         metrics: means over these steps and over ranks: train/loss, train/loss_base (without TCM), train/gradient_norm
             (of the encoder, before clipping); train/images_per_second (all ranks) and train/data_wait (share of the
             time that this rank waited for images); as they are now: train/lr (the backbone's), train/lr_projection,
-            train/lr_loss (where the loss has parameters), train/tcm_weight, and the losses' stats.
+            train/lr_loss (where the loss has parameters), train/tcm_weight, train/ranks, and the losses' stats.
         total: steps of the whole training.
     """
 
@@ -349,6 +349,7 @@ class _Run:
         """Learning rates, TCM weight and the losses' stats, read back from the device."""
         rates = optim.rates(self.optimizer)
         stats = {"train/lr": rates.pop("backbone"), "train/tcm_weight": self.weight}
+        stats["train/ranks"] = float(gather.world(self.group))
         stats |= {f"train/lr_{part}": rate for part, rate in rates.items()}
         own = getattr(self.loss, "stats", {}) | (self.tcm.stats if self.weight > 0 else {})
         return stats | {f"train/{name}": float(value) for name, value in own.items()}

@@ -112,8 +112,11 @@ def images(classes: int, each: int) -> ImageSet:
     return ImageSet(labels, tuple(map(str, range(classes))), pixels, np.arange(len(labels)))
 
 
-@pytest.mark.parametrize(("workers", "ranks"), [(1, "1 rank"), (2, "2 ranks x 24"), (5, "5 ranks x 9 to 10")])
-def test_what_follows_from_the_number_of_ranks_is_said(workers: int, ranks: str) -> None:
+@pytest.mark.parametrize(
+    ("workers", "ranks"),
+    [((1, 1), "1 rank"), ((2, 2), "2 ranks x 24"), ((5, 5), "5 ranks x 9 to 10"), ((1, 4), "1 to 4 ranks x 12 to 48")],
+)
+def test_what_follows_from_the_number_of_ranks_is_said(workers: tuple[int, int], ranks: str) -> None:
     splits = Splits(images(6, 200), images(2, 50), images(2, 50), set_aside=0, toy=True, fingerprint="")
     assert progress.setup(CONFIG, splits, workers) == [
         "1,200 training images of 6 classes, 100 val images of 2 others",
