@@ -162,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             trained = fit(job, resources, folder)
         except (KeyboardInterrupt, SystemExit):  # the latter is how Ray Train answers Ctrl-C
-            print(f"interrupted: python -m cluster.train --resume {folder.name} goes on", flush=True)
+            again = f" --storage {options.storage}" if options.storage else ""
+            print(f"interrupted: python -m cluster.train --resume {folder.name}{again} goes on", flush=True)
             return 130
     toy = "  (toy: two val classes say little about OPIS)" if splits.toy else ""
     metrics = trained.metrics
