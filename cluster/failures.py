@@ -68,7 +68,7 @@ class Retries(ray.train.UserCallback):
             ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
             first = worker_exceptions[min(worker_exceptions)]
             raise TrainingError(
-                f"ranks {ranks} were lost, the {self.in_a_row}th time in a row without a checkpoint in between: "
+                f"ranks {ranks} were lost, {self.in_a_row} times in a row without a checkpoint in between: "
                 f"{_last_line(first)}"
             )
 

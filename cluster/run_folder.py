@@ -123,12 +123,16 @@ class RunFolder:
         if not self._exists(_RECORD):
             others = ", ".join(runs(self.storage)) or "none"
             raise ValueError(f"resume: there is no run {self.name!r} in {self.storage}; runs there: {others}")
+        unreadable = f"resume: {self.storage}/{self.name}/{_RECORD} is unreadable"
         try:
             content = json.loads(self._read(_RECORD))
             config = Config.model_validate(content.pop("config"))
             return Record(config, **content)
-        except (KeyError, TypeError, ValidationError, json.JSONDecodeError) as error:
-            raise ValueError(f"resume: {self.storage}/{self.name}/{_RECORD} is unreadable: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{unreadable}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{unreadable}: {error}") from error
 
     def newest(self) -> Found:
         """The newest checkpoint that is whole, read into memory."""

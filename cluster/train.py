@@ -182,7 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 with shown.following(job.run.run_id):
                     trained = fit(job, resources, folder)
             except (KeyboardInterrupt, SystemExit):  # the latter is how Ray Train answers Ctrl-C
-                print(f"interrupted: python -m cluster.train --resume {folder.name} goes on", flush=True)
+                again = f" --storage {options.storage}" if options.storage else ""
+                print(f"interrupted: python -m cluster.train --resume {folder.name}{again} goes on", flush=True)
                 raise SystemExit(130) from None
             if trained.checkpoint:
                 measure.keep_best(job.run, trained.checkpoint, resources, figures=options.figures)

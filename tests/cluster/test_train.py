@@ -9,7 +9,8 @@ import torch
 from mlflow import MlflowClient
 
 from cluster import train
-from dml import checkpoint, evaluate
+from cluster.run_folder import Record, RunFolder
+from dml import checkpoint, encoders, evaluate, recipes
 from dml.data import datasets
 
 
@@ -56,6 +57,20 @@ def test_two_ranks_train_a_checkpoint_that_scores_as_it_says(here: Path, capsys:
     assert {"utility", "distances", "neighbours", "map"} <= figures
     assert not any(Path("runs/outbox").iterdir()), "everything has arrived"
 
+    # Another season: other classes, from this encoder, at a rate of almost nothing.
+    words = ["--recipe", "digits", "--init", folder, "--data.split-seed", "1", "--name", "season"]
+    still = ["--optim.lr", "1e-30", "--optim.weight-decay", "0", "--train.epochs", "1", "--train.steps-per-epoch", "1"]
+    assert train.main([*words, *still]) == 0
+    (warm,) = re.findall(r"^checkpoint (.+)$", capsys.readouterr().out, re.MULTILINE)
+    after = checkpoint.load(warm)
+    for name, value in model.encoder.state_dict().items():
+        torch.testing.assert_close(after.encoder.state_dict()[name], value, rtol=1e-6, atol=1e-8)
+    assert after.info["init"] == folder
+    (season,) = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.`mlflow.runName` = 'season'", output_format="list"
+    )
+    assert season.data.tags["init"] == folder
+
 
 def test_a_tracking_server_that_is_away_is_an_error_before_training(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mlflow_store: str
@@ -78,7 +93,7 @@ def test_a_failed_training_says_why_and_is_not_left_running(here: Path, capsys: 
     assert stop.value.code == 1
     said, error = capsys.readouterr()
     assert said == "", "quiet"
-    assert error.startswith("error: ")
+    assert error.startswith("error: rank 0: NonFiniteLossError: loss is ")
     assert error.count("\n") == 1
     assert "last losses: " in error
     (run,) = mlflow.search_runs(
@@ -92,3 +107,46 @@ def test_more_workers_than_the_cluster_can_hold_are_refused(here: Path, capsys: 
         train.main(["--recipe", "digits", "--workers", "64"])
     assert stop.value.code == 1
     assert "64 workers with 1 CPU each need 64 CPU; the cluster has 2" in capsys.readouterr().err
+
+
+REFUSED = {
+    "another setting": (["--optim.lr", "0.5"], "but optim.lr is 0.5, was 0.001"),
+    "another recipe": (["--recipe", "glyphs"], "--recipe does not go with --resume"),
+    "another beginning": (["--init", "best"], "--init does not go with --resume"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_run_is_resumed_with_the_settings_that_it_began_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    words, message = REFUSED[case]
+    RunFolder(str(tmp_path), "autumn").begin(Record(recipes.digits(), "autumn/1", resources={"workers": 2}))
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--resume", "autumn", "--storage", str(tmp_path), *words])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_exist_is_answered_with_those_that_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunFolder(str(tmp_path), "autumn").begin(Record(recipes.digits(), "autumn/1"))
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--resume", "atumn", "--storage", str(tmp_path)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.strip().endswith(f"no run 'atumn' in {tmp_path}; runs there: autumn")
+
+
+def test_another_encoder_than_that_of_the_checkpoint_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = recipes.digits()
+    built = encoders.build(config.encoder, channels=1, image_size=16)
+    checkpoint.save(here / "model", built, config, info={})
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--recipe", "digits", "--init", "model", "--encoder.dim", "32", "--name", "narrow"])
+    assert stop.value.code == 1
+    assert "small_cnn, channels 1, dim 64; this training's is small_cnn, channels 1, dim 32" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train.main(["--recipe", "digits", "--init", "models:/onethreshold@autumn"])
+    assert "models:/onethreshold@autumn is not in the MLflow registry" in capsys.readouterr().err
+    assert not list((here / "runs").glob("ray/*")), "no run was begun"
