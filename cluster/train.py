@@ -11,7 +11,7 @@ import ray.train.torch
 import tyro
 from ray.train.torch import TorchTrainer
 
-from cluster import command_line, environment, measure, progress, session
+from cluster import command_line, measure, progress, session
 from cluster.progress import Poster
 from cluster.tracking import Store, unsent_warning
 from cluster.worker import Job, TrainingError, tracked, work
@@ -74,7 +74,12 @@ def _worker(settings: dict[str, Job]) -> None:
 
     job = settings["job"]
     assert job.run is not None
-    work(job, report, device=session.use_rank_device(), seen=Poster(job.run.run_id, job.config))
+    poster = Poster(job.run.run_id, job.config)
+    try:
+        work(job, report, device=session.use_rank_device(), seen=poster)
+    finally:
+        if ray.train.get_context().get_world_rank() == 0:
+            poster.unsent(job.run)
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         store = Store.open(storage if options.storage else "")
         name = command_line.run_name(options.name, config.data.dataset)
         shown.begin(name, splits, resources.workers)
-        tags = {"kind": "train", **environment.commit(Path.cwd())}
-        with tracked(Job(config, name, store, tags=tags), patience=0) as job:
+        with tracked(Job(config, name, store, tags={"kind": "train"}), patience=0) as job:
             assert job.run is not None
             with shown.following(job.run.run_id):
                 result = fit(job, resources, name=name, storage=storage)
