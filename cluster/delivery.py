@@ -43,7 +43,13 @@ class Delivery:
         if self._last is None:
             known = client.get_run(self._run_id).data.to_proto().metrics
             self._last = {metric.key: metric.step for metric in known}
-        ways = {"metrics": self._metrics, "tags": self._tags, "file": self._files, "status": self._status}
+        ways = {
+            "metrics": self._metrics,
+            "summary": self._summary,
+            "tags": self._tags,
+            "file": self._files,
+            "status": self._status,
+        }
         try:
             for kind, group in groupby(records, key=lambda record: next(iter(record))):
                 # The end of a run that is gone on with is no end.
@@ -65,6 +71,13 @@ class Delivery:
                     values.append(Metric(name, value, record["time"], record["step"]))
         for start in range(0, len(values), 1000):
             client.log_batch(self._run_id, metrics=values[start : start + 1000])
+
+    def _summary(self, client: "MlflowClient", records: list[Record]) -> None:
+        from mlflow.entities import Metric
+
+        for record in records:
+            values = [Metric(name, value, record["time"], 0) for name, value in record["summary"].items()]
+            client.log_batch(self._run_id, metrics=values)
 
     def _tags(self, client: "MlflowClient", records: list[Record]) -> None:
         from mlflow.entities import RunTag

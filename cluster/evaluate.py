@@ -144,7 +144,7 @@ def _rank(settings: dict[str, Any]) -> None:
 def _track(found: Mapping[str, Any], out: Path, name: str) -> None:
     run = Store.open().start(name, params={"title": found["title"]}, tags={"kind": "evaluate"})
     with run.closing() as record:
-        record.metrics({0: {key: value for key, value in found["metrics"].items() if value is not None}})
+        record.summary({key: value for key, value in found["metrics"].items() if value is not None})
         record.files(out)
     print(f"MLflow run {run.run_id} in {without_password(run.uri)}")
     if warning := unsent_warning(run.unsent):

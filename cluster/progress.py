@@ -1,11 +1,13 @@
 """What a person sees of a training: how it is set up, a line an epoch, a bar in a terminal, and the end."""
 
 import math
+import platform
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import rich.console
@@ -14,6 +16,7 @@ import rich.progress
 from cluster import command_line, messages
 from cluster.delivery import without_password
 from cluster.messages import Message
+from cluster.outbox import waiting
 from cluster.tracking import Run
 from dml.config import Config
 from dml.data import sampler
@@ -52,6 +55,11 @@ class Poster:
         elif now - self._posted > LOOK:
             self._posted = now
             messages.post(self._run_id, {"loss": event.metrics["train/loss"], **self._place(event, now)})
+
+    def unsent(self, run: Run) -> None:
+        """Tells the driver where records lie that have not reached MLflow: it may not see this node's disk."""
+        if run.unsent in waiting(run.unsent.parent):
+            messages.post(self._run_id, {"unsent": str(run.unsent), "host": platform.node()})
 
     def _place(self, event: Event, now: float) -> dict[str, float | None]:
         assert self._first is not None
@@ -142,6 +150,13 @@ class Progress:
         """Shows one message."""
         if "warning" in message:
             command_line.warn(message["warning"])
+        elif "unsent" in message:
+            folder = Path(message["unsent"])
+            if not folder.exists():  # else the driver tries once more, and says so itself
+                command_line.warn(
+                    f"not everything has reached MLflow; the rest lies on node {message['host']} in {folder}. "
+                    f"Send it from there: python -m cluster.tracking flush --outbox {folder.parent}"
+                )
         elif "metrics" in message:
             self.epochs, self.stopped = message["epoch"], message["stopped"]
             self._say(epoch_line(message))

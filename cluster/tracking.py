@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from cluster import delivery
+from cluster import delivery, environment
 from cluster.delivery import Delivery, client_of, reason, without_password
 from cluster.outbox import Outbox, Sender, waiting
 from cluster.writer import Writer
@@ -103,7 +103,7 @@ class Store:
         key: str = "",
         patience: float = 0.0,
     ) -> "Run":
-        """Starts a run, or goes on with the one of the same key.
+        """Starts a run, or goes on with the one of the same key; one without a parent is tagged with the commit.
 
         Args:
             name: shown in the UI.
@@ -116,7 +116,8 @@ class Store:
         Raises:
             TrackingError: the server does not answer, or refuses.
         """
-        links = ({PARENT_TAG: parent} if parent is not None else {}) | ({KEY_TAG: key} if key else {})
+        links = {PARENT_TAG: parent} if parent is not None else environment.commit(Path.cwd())
+        links |= {KEY_TAG: key} if key else {}
         until = time.monotonic() + patience
         while True:
             try:

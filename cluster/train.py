@@ -14,7 +14,7 @@ import tyro
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 
-from cluster import command_line, environment, measure, progress, registry, run_folder, session, shared_storage
+from cluster import command_line, measure, progress, registry, run_folder, session, shared_storage
 from cluster.failures import Retries, TrainingError, as_training_error
 from cluster.progress import Poster
 from cluster.run_folder import Record, RunFolder
@@ -106,13 +106,16 @@ def _worker(settings: dict[str, Any]) -> dict[str, float | str]:
         kept = ray.train.Checkpoint.from_directory(folder) if folder is not None else None
         ray.train.report(metrics, checkpoint=kept, checkpoint_dir_name=run_folder.checkpoint_name(int(metrics["step"])))
 
+    assert job.run is not None
+    poster = Poster(job.run.run_id, job.config)
     try:
-        assert job.run is not None
-        seen = Poster(job.run.run_id, job.config)
         resume = _newest(settings["folder"], me)
-        return work(job, report, device=session.use_rank_device(), seen=seen, resume=resume, every=True)
+        return work(job, report, device=session.use_rank_device(), seen=poster, resume=resume, every=True)
     except Exception as error:
         raise as_training_error(me, error) from error
+    finally:
+        if me == 0:
+            poster.unsent(job.run)
 
 
 def _newest(folder: RunFolder, me: int) -> State | None:
@@ -181,12 +184,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 with shown.following(job.run.run_id):
                     trained = fit(job, resources, folder)
+                    if trained.checkpoint:
+                        measure.keep_best(job.run, trained.checkpoint, resources, figures=options.figures)
             except (KeyboardInterrupt, SystemExit):  # the latter is how Ray Train answers Ctrl-C
                 again = f" --storage {options.storage}" if options.storage else ""
                 print(f"interrupted: python -m cluster.train --resume {folder.name}{again} goes on", flush=True)
                 raise SystemExit(130) from None
-            if trained.checkpoint:
-                measure.keep_best(job.run, trained.checkpoint, resources, figures=options.figures)
     shown.end(trained.metrics, trained.checkpoint or "none", job.run, toy=splits.toy)
     if warning := unsent_warning(job.run.unsent):
         command_line.warn(warning)
@@ -199,7 +202,7 @@ def _storage(given: str) -> str:
 
 def _job(options: Options, name: str, key: str) -> Job:
     store = Store.open(_storage(options.storage) if options.storage else "")
-    return Job(options.config, name, store, key=key, tags={"kind": "train", **environment.commit(Path.cwd())})
+    return Job(options.config, name, store, key=key, tags={"kind": "train"})
 
 
 def _begin(options: Options) -> tuple[RunFolder, Job]:

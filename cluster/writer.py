@@ -38,6 +38,11 @@ class Writer:
             self._outbox.append({"metrics": named, "step": step, "time": now})
         self._wake()
 
+    def summary(self, metrics: Mapping[str, float]) -> None:
+        """Metrics of the whole run, which have no steps; said again, the later ones hold."""
+        named = {metric_name(name): float(value) for name, value in metrics.items()}
+        self._add({"summary": named, "time": _milliseconds()})
+
     def tags(self, tags: Mapping[str, str]) -> None:
         """Sets tags."""
         self._add({"tags": dict(tags)})

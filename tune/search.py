@@ -182,7 +182,7 @@ def _finish(outcomes: list[Outcome], chosen: Outcome, study: Study, record: Writ
     report.print_test(before, winning, toy=toy)
     if reference is chosen:
         print("No margins beat the baseline within the tolerance: the champion is the encoder without TCM.")
-    record.metrics({0: {**report.summary(before, winning), "val/winner/score": chosen.score}})
+    record.summary({**report.summary(before, winning), "val/winner/score": chosen.score})
     record.tags({"winner": str(chosen.number)})
     if before is not None and before.curves is not None and winning.curves is not None:
         figure = plots.compare_utility(before.curves, winning.curves, c=study.config.evaluate.utility_c)

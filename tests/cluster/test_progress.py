@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +84,19 @@ def test_quiet_shows_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
     for terminal in (True, False):
         assert shown(STEP, EPOCH, {"warning": "a worker died"}, terminal=terminal, quiet=True) == ""
         assert capsys.readouterr().err == "warning: a worker died\n"
+
+
+def test_records_that_wait_on_another_node_are_named_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that wait where the driver sees them are its own to send."""
+    here = {"unsent": str(tmp_path), "host": "node-7"}
+    shown(here, terminal=False)
+    assert capsys.readouterr().err == ""
+    shown(here | {"unsent": "/scratch/outbox/abc"}, terminal=False)
+    said = capsys.readouterr().err
+    assert "lies on node node-7 in /scratch/outbox/abc." in said
+    assert said.endswith("python -m cluster.tracking flush --outbox /scratch/outbox\n")
 
 
 @pytest.mark.parametrize("quiet", [True, False])

@@ -96,6 +96,15 @@ def test_steps_that_are_trained_again_are_not_there_twice(store: Store) -> None:
     assert status(run) == "RUNNING"
 
 
+def test_a_summary_that_is_said_again_holds_as_it_was_said_last(store: Store) -> None:
+    run = store.start("summary", params={}, tags={}, key="summary")
+    with run.closing() as record:
+        record.summary({"test/winner/recall@1": 0.9})
+    with store.start("summary", params={}, tags={}, key="summary").closing() as record:
+        record.summary({"test/winner/recall@1": 0.8})
+    assert mlflow.get_run(run.run_id).data.metrics == {"test/winner/recall_at_1": 0.8}
+
+
 def test_what_is_sent_twice_is_there_once(store: Store) -> None:
     """As after a crash between sending and marking; also where only a part had been sent."""
     run = store.start("twice", params={}, tags={})

@@ -1,11 +1,14 @@
 """From a dataset to one flat dict of metrics."""
 
+import numpy as np
 import pytest
 import torch
 
 from dml import encoders, evaluate, recipes
 from dml.config import EvaluateConfig
 from dml.data import datasets
+from dml.data.imageset import ImageSet
+from dml.metrics import space
 
 CONFIG = recipes.digits("short")
 CPU = torch.device("cpu")
@@ -57,3 +60,46 @@ def test_too_few_pairs_for_the_range_are_an_error_not_a_collapse(splits: dataset
         evaluate.measure(torch.randn(4, 3), labels, EvaluateConfig())
     with pytest.raises(datasets.DataError, match=r"far_min 1e-09 cannot be told from 0 with the \d+ negative pairs"):
         evaluate.check(splits.val, EvaluateConfig(far_min=1e-9))
+
+
+def test_the_sample_of_train_is_the_same_in_the_whole_run_and_shares_its_places_out(splits: datasets.Splits) -> None:
+    data = splits.train
+    config = CONFIG.replace(**{"evaluate.train_images": 100})
+    sample = evaluate.train_sample(data, config)
+    sizes = np.bincount(sample.labels_N)
+    assert (len(sample), len(sizes), sizes.max()) == (100, 6, 17), "each class has its share, rounded up"
+    assert np.array_equal(sample.rows_N, evaluate.train_sample(data, config).rows_N)
+    assert not np.array_equal(sample.rows_N, evaluate.train_sample(data, config.replace(**{"train.seed": 1})).rows_N)
+    known = dict(zip(data.rows_N.tolist(), data.labels_N.tolist(), strict=True))
+    for row, label in zip(sample.rows_N.tolist(), sample.labels_N.tolist(), strict=True):
+        assert data.classes[known[row]] == sample.classes[label]
+    everything = evaluate.train_sample(data, CONFIG.replace(**{"evaluate.train_images": 10**6}))
+    assert sorted(everything.rows_N) == sorted(data.rows_N)
+
+
+def test_of_many_classes_the_sample_takes_some_with_enough_images_each(splits: datasets.Splits) -> None:
+    """As if every twelve images were a class of their own."""
+    data = splits.train
+    labels = np.arange(len(data)) // 12
+    many = ImageSet(labels, tuple(map(str, range(labels.max() + 1))), data.source, data.rows_N)
+    sample = evaluate.train_sample(many, CONFIG.replace(**{"evaluate.train_images": 160}))
+    assert np.bincount(sample.labels_N).tolist() == [evaluate.SAMPLE_PER_CLASS] * 20
+
+
+def test_the_space_of_the_sample_is_that_of_its_embeddings(splits: datasets.Splits, encoder: encoders.Encoder) -> None:
+    sample = evaluate.train_sample(splits.train, CONFIG)
+    found = evaluate.space_of(encoder, sample, CONFIG, device=CPU)
+    embeddings = evaluate.embed(encoder, sample, CONFIG, device=CPU)
+    expected = space.space(embeddings, torch.from_numpy(sample.labels_N))
+    assert found == {f"train/{name}": value for name, value in expected.items()}
+    assert set(found) == {"train/pi_intra", "train/pi_inter", "train/pi_ratio", "train/spectral_decay"}
+
+
+def test_a_sample_that_has_no_space_is_left_out(splits: datasets.Splits, encoder: encoders.Encoder) -> None:
+    data = splits.train
+    one_class = data.subset(np.flatnonzero(data.labels_N == 2))
+    one_image_each = data.subset(np.unique(data.labels_N, return_index=True)[1])
+    nothing = evaluate.train_sample(data, CONFIG.replace(**{"evaluate.train_images": 0}))
+    assert (len(one_class.classes), len(one_image_each), len(nothing)) == (1, 6, 0)
+    for sample in (one_class, one_image_each, nothing):
+        assert evaluate.space_of(encoder, sample, CONFIG, device=CPU) == {}

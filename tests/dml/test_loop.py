@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dml import loop, recipes
+from dml import encoders, loop, recipes
 from dml.config import Config, TCMConfig
 from dml.data import datasets
 
@@ -29,6 +29,37 @@ def test_training_lowers_the_loss_and_reports_as_it_goes() -> None:
     assert steps[-1].metrics["train/loss"] < 0.7 * steps[0].metrics["train/loss"]
     assert epochs[-1].metrics["val/recall@1"] > 0.9
     assert 0 < epochs[-1].metrics["val/opis"] < 0.25
+
+
+def test_reports_say_how_training_goes() -> None:
+    found = reports(CONFIG.replace(**{"tcm.weight": 0.5, "optim.clip": 0.5, "tcm.ramp": 0.0}))
+    steps = [event.metrics for event in found if isinstance(event, loop.StepReport)]
+    epochs = [event.metrics for event in found if isinstance(event, loop.EpochReport)]
+    assert all(event.total == 24 for event in found)
+    for metrics in steps:
+        assert metrics["train/gradient_norm"] > 0.5, "as it was before clipping"
+        assert metrics["train/loss"] > metrics["train/loss_base"] > 0
+        assert {"train/tcm/positive", "train/tcm/negative", "train/tcm/hard_negatives", "train/lr"} <= set(metrics)
+    for metrics in [*steps, *epochs]:
+        assert metrics["train/images_per_second"] > 0
+        assert 0 < metrics["train/data_wait"] < 1
+    mean = sum(metrics["train/loss"] * count for metrics, count in zip(steps[:3], (5, 5, 2), strict=True)) / 12
+    assert epochs[0]["train/loss"] == pytest.approx(mean)
+    assert epochs[1]["train/pi_ratio"] < epochs[0]["train/pi_ratio"], "classes of train draw together"
+
+
+def test_the_gradient_norm_is_that_of_the_encoders_gradients() -> None:
+    """Plain SGD without momentum's history moves the weights by lr times the gradient in its first step."""
+    settings = {"optim.name": "sgd", "optim.clip": 0.0, "optim.warmup": 0.0, "optim.schedule": "constant"}
+    settings |= {"optim.weight_decay": 0.0, "optim.lr": 0.1, "train.epochs": 1, "train.steps_per_epoch": 1}
+    step, epoch = reports(CONFIG.replace(**settings))
+    assert isinstance(epoch, loop.EpochReport)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(CONFIG.train.seed)
+        start = encoders.build(CONFIG.encoder, channels=1, image_size=CONFIG.data.image_size)
+    moved = [a - b for a, b in zip(start.parameters(), epoch.encoder.parameters(), strict=True)]
+    norm = torch.cat([part.detach().flatten() for part in moved]).norm() / 0.1
+    assert step.metrics["train/gradient_norm"] == pytest.approx(float(norm), rel=1e-3)
 
 
 def test_the_same_seed_trains_the_same_weights() -> None:
