@@ -46,8 +46,8 @@ class DataConfig(Section):
     """Pixel values are divided by it after the mean is subtracted."""
     augment: Literal["none", "affine", "crop"] = "affine"
     """Training only. affine: small shift, turn and scale. crop: random resized crop and flip (photographs)."""
-    threads: Count = 4
-    """Threads of each rank that decode images ahead of the training step."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of each rank that decode images ahead of the training step; unset, as many as it has CPUs."""
 
 
 class BatchConfig(Section):

@@ -19,6 +19,7 @@ from dml import evaluate as evaluation
 from dml.config import Config, TCMConfig
 from dml.data import datasets, sampler
 from dml.data.datasets import Splits
+from dml.data.images import normalise
 from dml.data.loader import Batch, batches
 from dml.data.sampler import Indices
 from dml.early_stopping import EarlyStopping
@@ -108,7 +109,13 @@ def train(config: Config, splits: Splits, *, device: torch.device) -> Iterator[S
         without_loss = 0
         plan = plans.epoch(epoch - 1)
         loader = batches(
-            splits.train, config, plan, epoch=epoch - 1, rank=gather.rank(group), world=gather.world(group)
+            splits.train,
+            config,
+            plan,
+            epoch=epoch - 1,
+            rank=gather.rank(group),
+            world=gather.world(group),
+            pinned=device.type == "cuda",
         )
         for batch in loader:
             recent.append(run.step(batch, step, step / total))
@@ -190,18 +197,19 @@ class _Run:
         self.weight = tcm_weight(progress, config.tcm)
         self.optimizer.zero_grad(set_to_none=True)
         within = functools.partial(self._within, step)
+        prepare = functools.partial(normalise, config=config.data)
         if config.train.micro_batch is None:
             with within(0):
-                embeddings = self.forward(_to(batch.images, self.device))
+                embeddings = self.forward(prepare(_to(batch.images, self.device)))
             values = self._learn(embeddings, batch, step, progress)
         else:
             images = batch.images.pin_memory() if self.device.type == "cuda" else batch.images
             largest = -(-config.batch.size // gather.world(self.group))
             chunks = gradient_cache.split(images, config.train.micro_batch, largest)
-            embeddings = gradient_cache.embed(self.forward, chunks, within)
+            embeddings = gradient_cache.embed(self.forward, chunks, within, prepare)
             values = self._learn(embeddings, batch, step, progress)
             assert embeddings.grad is not None  # a loss is connected, whatever its value
-            gradient_cache.backward(self.forward, chunks, embeddings.grad, within)
+            gradient_cache.backward(self.forward, chunks, embeddings.grad, within, prepare)
         gather.average_gradients(self.loss, self.group)
         if config.optim.clip > 0:
             nn.utils.clip_grad_norm_(self.encoder.parameters(), config.optim.clip)
