@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -181,11 +182,16 @@ class _Run:
         return self.encoder if self.ema is None else self.ema.encoder
 
     def _wrapped(self) -> nn.Module:
-        """The encoder, in DDP on several ranks."""
+        """The encoder as it is trained: in DDP on several ranks, and compiled by option. Evaluation uses it bare."""
+        if self.config.train.compile:
+            encoders.check_compiler(self.device)
         if self.group is None:
-            return self.encoder
+            return cast(nn.Module, torch.compile(self.encoder)) if self.config.train.compile else self.encoder
         device_ids = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.encoder, device_ids=device_ids)
+        parallel = DistributedDataParallel(self.encoder, device_ids=device_ids)
+        if self.config.train.compile:
+            parallel.compile()  # around DDP, so that the graph is cut where DDP's buckets end
+        return parallel
 
     def step(self, batch: Batch, step: int, progress: float) -> Tensor:
         """One step on this rank's slice; returns (2,), detached: its loss, and the size of its loss without TCM."""
