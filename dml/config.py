@@ -46,8 +46,8 @@ class DataConfig(Section):
     """Pixel values are divided by it after the mean is subtracted."""
     augment: Literal["none", "affine", "crop"] = "affine"
     """Training only. affine: small shift, turn and scale. crop: random resized crop and flip (photographs)."""
-    threads: Count = 4
-    """Threads of each rank that decode images ahead of the training step."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of each rank that decode images ahead of the training step; unset, as many as it has CPUs."""
 
 
 class BatchConfig(Section):
@@ -191,6 +191,9 @@ class TrainConfig(Section):
     """Seed of the weights, the batches and the augmentation."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 autocasts the encoder on GPUs; losses stay in fp32."""
+    compile: bool = False
+    """Compiles the encoder's training pass with torch.compile: minutes at the start for faster steps on GPUs. Needs
+    triton on GPUs and a C++ compiler on CPUs."""
     log_every: Count = 10
     """Steps between readings of the loss (each waits for the device)."""
 

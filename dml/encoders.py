@@ -106,6 +106,19 @@ def set_batch_norm(encoder: Encoder, config: EncoderConfig, device: torch.device
     return encoder
 
 
+def check_compiler(device: torch.device) -> None:
+    """Raises ValueError, with the reason, where torch.compile has nothing to compile with for this device."""
+    try:
+        # Something small: what is missing then shows in seconds, and not as an error of the encoder.
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:  # of dynamo, inductor, triton or the C++ compiler, each with classes of its own
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        needed = "triton" if device.type == "cuda" else "a C++ compiler"
+        raise ValueError(
+            f"train.compile cannot compile for {device.type} here: {reason.strip()}; it needs {needed}, or turn it off"
+        ) from error
+
+
 class SmallCNN(nn.Sequential):
     """Four 3 x 3 convolutions with GroupNorm, for small images and training from scratch on a CPU.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dml import draws, gather
 from dml.config import Config, EvaluateConfig
 from dml.data.datasets import DataError, ImageSet
+from dml.data.images import normalise
 from dml.data.loader import eval_batches
 from dml.metrics import operating_points, retrieval, space, threshold
 from dml.metrics.operating_points import OperatingPoint, UnreachableFARError
@@ -45,7 +46,7 @@ def embed(
     with torch.inference_mode(), autocast(config, device):
         parts = []
         for batch in eval_batches(data, config, rank=gather.rank(group), world=gather.world(group)):
-            parts.append(encoder(batch.images.to(device, non_blocking=True)))
+            parts.append(encoder(normalise(batch.images.to(device, non_blocking=True), config.data)))
             if done is not None:
                 done(len(batch.images))
         rows = torch.cat(parts) if parts else torch.empty(0, config.encoder.dim, device=device)

@@ -22,6 +22,11 @@ from dml import draws, encoders
 
 _STREAM = 0x64726F70  # keeps the encoder's draws apart from those of the sampler and the augmentation
 Within = Callable[[int], contextlib.AbstractContextManager[None]]
+Prepare = Callable[[Tensor], Tensor]
+
+
+def _as_it_is(images: Tensor) -> Tensor:
+    return images
 
 
 def split(images_B: Tensor, micro_batch: int, largest: int) -> Sequence[Tensor]:
@@ -54,7 +59,7 @@ def seeded(device: torch.device, *key: int) -> Iterator[None]:
         yield
 
 
-def embed(encoder: nn.Module, chunks: Sequence[Tensor], within: Within) -> Tensor:
+def embed(encoder: nn.Module, chunks: Sequence[Tensor], within: Within, prepare: Prepare = _as_it_is) -> Tensor:
     """Step 1: the embeddings of all chunks, a leaf whose gradient the loss then leaves.
 
     BatchNorm in training normalises each chunk by itself; its running statistics move in `backward` only.
@@ -63,6 +68,7 @@ def embed(encoder: nn.Module, chunks: Sequence[Tensor], within: Within) -> Tenso
         encoder: (b, ...) -> (b, D), bare or in DDP.
         chunks: images, moved to the encoder's device one at a time; at least one chunk, which may be empty.
         within: the context of chunk i, the same here and in `backward`: its draws (`seeded`) and precision.
+        prepare: what a chunk goes through on the encoder's device, the same here and in `backward`.
 
     Returns:
         (B, D), without a graph, requiring a gradient.
@@ -73,11 +79,13 @@ def embed(encoder: nn.Module, chunks: Sequence[Tensor], within: Within) -> Tenso
     with torch.no_grad(), _statistics_kept(bare):
         for index, chunk in enumerate(chunks):
             with within(index):
-                parts.append(bare(_moved(chunk, bare)))
+                parts.append(bare(prepare(_moved(chunk, bare))))
     return torch.cat(parts).requires_grad_()
 
 
-def backward(encoder: nn.Module, chunks: Sequence[Tensor], gradient_BD: Tensor, within: Within) -> None:
+def backward(
+    encoder: nn.Module, chunks: Sequence[Tensor], gradient_BD: Tensor, within: Within, prepare: Prepare = _as_it_is
+) -> None:
     """Step 3: adds the gradient of the whole batch to the encoder's parameters; over ranks it is averaged, as by DDP.
 
     Args:
@@ -85,13 +93,14 @@ def backward(encoder: nn.Module, chunks: Sequence[Tensor], gradient_BD: Tensor, 
         chunks: as for `embed`.
         gradient_BD: the gradient that the loss left at the embeddings (`.grad`).
         within: as for `embed`.
+        prepare: as for `embed`.
     """
     start, last = 0, len(chunks) - 1
     for index, chunk in enumerate(chunks):
         waits = isinstance(encoder, DistributedDataParallel) and index < last
         with encoder.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
             with within(index):
-                embeddings_bD = encoder(_moved(chunk, encoder))
+                embeddings_bD = encoder(prepare(_moved(chunk, encoder)))
             embeddings_bD.backward(gradient_BD[start : start + len(chunk)])
         start += len(chunk)
 

@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from dml.config import Config, TCMConfig
 from dml.course import Course
 from dml.data import datasets, sampler
 from dml.data.datasets import Splits
+from dml.data.images import normalise
 from dml.data.loader import Batch, batches
 from dml.ema import EMA
 from dml.encoders import Encoder
@@ -150,7 +152,13 @@ def train(
             plan = plans.epoch(epoch)[course.step % per_epoch :]
             recent: list[Tensor] = []
             loader = batches(
-                splits.train, config, plan, epoch=epoch, rank=gather.rank(group), world=gather.world(group)
+                splits.train,
+                config,
+                plan,
+                epoch=epoch,
+                rank=gather.rank(group),
+                world=gather.world(group),
+                pinned=device.type == "cuda",
             )
             pace = Pace()
             began = last = pace.mark()
@@ -268,11 +276,16 @@ class _Run:
         return self.encoder if self.ema is None else self.ema.encoder
 
     def _wrapped(self) -> nn.Module:
-        """The encoder, in DDP on several ranks."""
+        """The encoder as it is trained: in DDP on several ranks, and compiled by option. Evaluation uses it bare."""
+        if self.config.train.compile:
+            encoders.check_compiler(self.device)
         if self.group is None:
-            return self.encoder
+            return cast(nn.Module, torch.compile(self.encoder)) if self.config.train.compile else self.encoder
         device_ids = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.encoder, device_ids=device_ids)
+        parallel = DistributedDataParallel(self.encoder, device_ids=device_ids)
+        if self.config.train.compile:
+            parallel.compile()  # around DDP, so that the graph is cut where DDP's buckets end
+        return parallel
 
     def step(self, batch: Batch, step: int, progress: float) -> Tensor:
         """One step on this rank's slice; returns (4,), detached: what `_learn` does, and the norm of the gradient."""
@@ -284,18 +297,19 @@ class _Run:
         self.weight = tcm_weight(progress, config.tcm)
         self.optimizer.zero_grad(set_to_none=True)
         within = functools.partial(self._within, step)
+        prepare = functools.partial(normalise, config=config.data)
         if config.train.micro_batch is None:
             with within(0):
-                embeddings = self.forward(_to(batch.images, self.device))
+                embeddings = self.forward(prepare(_to(batch.images, self.device)))
             values = self._learn(embeddings, batch, step, progress)
         else:
             images = batch.images.pin_memory() if self.device.type == "cuda" else batch.images
             largest = -(-config.batch.size // gather.world(self.group))
             chunks = gradient_cache.split(images, config.train.micro_batch, largest)
-            embeddings = gradient_cache.embed(self.forward, chunks, within)
+            embeddings = gradient_cache.embed(self.forward, chunks, within, prepare)
             values = self._learn(embeddings, batch, step, progress)
             assert embeddings.grad is not None  # a loss is connected, whatever its value
-            gradient_cache.backward(self.forward, chunks, embeddings.grad, within)
+            gradient_cache.backward(self.forward, chunks, embeddings.grad, within, prepare)
         gather.average_gradients(self.loss, self.group)
         norm = self._clip()
         # Without asking the device. Gradients are averaged, so all ranks find the same; the weights stay those of

@@ -71,7 +71,8 @@ class CheckpointEmbedder:
 
     def decode(self, data: bytes) -> Tensor:
         """An image file as the float32 (channels, S, S) that `embed` takes; raises ImageError when it is none."""
-        return images.to_input([images.decode(data, self._data.channels)], self._data)[0]
+        enough = images.Transform(self._data).enough
+        return images.to_input([images.decode(data, self._data.channels, enough=enough)], self._data)[0]
 
     @torch.inference_mode()
     def embed(self, inputs: Sequence[Tensor]) -> npt.NDArray[np.float32]:

@@ -142,7 +142,7 @@ def _cells(row: dict[str, str | None], where: str) -> tuple[Path, str, str]:
     return Path(file), label, split
 
 
-def _probe_all(files: Sequence[tuple[str, Path]], threads: int) -> list[int]:
+def _probe_all(files: Sequence[tuple[str, Path]], threads: int | None) -> list[int]:
     """Sizes of the files in bytes; raises one error for all that are no images."""
 
     def problem(file: tuple[str, Path]) -> str | None:

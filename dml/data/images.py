@@ -3,11 +3,13 @@
 import functools
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -19,17 +21,66 @@ from dml.config import DataConfig
 # Raster formats only: Pillow would hand others (EPS) to an outside program.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 
-Images = Tensor | Sequence[Tensor]
-"""One uint8 batch (B, c, H, W), or a sequence of uint8 images (c, H, W) of any sizes."""
+Images = Tensor | Iterable[Tensor]
+"""One uint8 batch (B, c, H, W), or uint8 images (c, H, W) of any sizes, gone through once."""
 
 _AUGMENT_STREAM = 0x617567  # keeps these draws apart from the samplers' with the same seed and epoch
 _SHIFT, _DEGREES, _SCALE = 0.06, 8.0, 0.10
 _CROP_AREA, _CROP_RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 _RESIZE = 256 / 224  # shorter side before the centre crop, relative to the crop
+_ORIENTATION = 0x0112  # EXIF
+_MOST_PIXELS = 2**26  # of a JPEG; what is larger is left to Pillow, which refuses what would fill the memory
 
 
 class ImageError(ValueError):
     """Bytes that are no readable image; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What an image goes through on its way to the encoder, up to `normalise`: augmented in training, else fitted.
+
+    Attributes:
+        config: size, channels and augmentation.
+        training: (seed, epoch) of the augmentation; None for the evaluation transform.
+    """
+
+    config: DataConfig
+    training: tuple[int, int] | None = None
+
+    def __call__(self, images: Images, indices: npt.NDArray[np.int64]) -> Tensor:
+        """uint8 images, at positions (B,) of their split -> (B, channels, S, S) in [0, 255], of self.dtype."""
+        config = self.config
+        if self.training is None or config.augment == "none":
+            return _fit(images, config)
+        seed, epoch = self.training
+        key = (_AUGMENT_STREAM, seed, epoch)
+        if config.augment == "affine":
+            return _affine(_fitted(images, config.image_size).float(), draws.uniform(*key, rows=indices, count=4))
+        draws_B5 = draws.uniform(*key, rows=indices, count=5)
+        return _batch(
+            [_random_crop(image, config.image_size, row) for image, row in zip(images, draws_B5, strict=True)]
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """uint8, which travels to a GPU in a quarter of the time; float32 where pixels are interpolated at places."""
+        return torch.uint8 if self.training is None or self.config.augment != "affine" else torch.float32
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, S, S)."""
+        return self.config.channels, self.config.image_size, self.config.image_size
+
+    @property
+    def enough(self) -> int:
+        """Pixels of an image's shorter side, beyond which more make no difference that matters: twice what is shown."""
+        size = self.config.image_size
+        if self.config.augment == "crop":
+            # A random crop's shorter side is at least this share of the image's.
+            least = math.sqrt(_CROP_AREA[0] * _CROP_RATIO[0])
+            return math.ceil(2 * size * _RESIZE) if self.training is None else math.ceil(2 * size / least)
+        return 2 * size
 
 
 def probe(source: Path | bytes, *, max_pixels: int | None = None) -> tuple[int, int]:
@@ -42,23 +93,33 @@ def probe(source: Path | bytes, *, max_pixels: int | None = None) -> tuple[int, 
         return image.size
 
 
-def decode(source: Path | bytes, channels: int, *, max_pixels: int | None = None) -> Tensor:
+def decode(source: Path | bytes, channels: int, *, max_pixels: int | None = None, enough: int | None = None) -> Tensor:
     """An image of any mode as uint8 (channels, H, W); channels is 1 (grayscale) or 3 (RGB).
 
     The EXIF orientation is applied, transparency is laid on white, 16-bit grayscale is scaled to 8 bits, and of an
     animation the first frame is taken. max_pixels (width x height) is checked before any pixel is decoded.
 
+    A JPEG that is at least twice as large as needed, with `enough` pixels on its shorter side, is decoded at a smaller
+    size, from its coefficients of low frequency alone.
+
     Raises:
         ImageError: no image, an unknown format, a truncated file, or more than max_pixels.
     """
-    mode = {1: "L", 3: "RGB"}[channels]
-    with _opened(source, max_pixels) as image:
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+    except OSError as error:
+        raise ImageError(_reason(error)) from error
+    pixels = _decode_jpeg(data, channels, max_pixels or _MOST_PIXELS, enough)
+    if pixels is not None:
+        return pixels
+    with _opened(data, max_pixels) as image:
+        mode = {1: "L", 3: "RGB"}[channels]
         try:
             flat = _flatten(ImageOps.exif_transpose(image)).convert(mode)
-            pixels = np.array(flat, dtype=np.uint8)
+            rows = np.array(flat, dtype=np.uint8)
         except Exception as error:  # a decoder that meets broken data may raise anything
             raise ImageError(f"not decodable: {_reason(error)}") from error
-    return torch.from_numpy(pixels.reshape(flat.height, flat.width, channels)).permute(2, 0, 1).contiguous()
+    return _channels_first(rows.reshape(flat.height, flat.width, channels))
 
 
 def to_input(images: Images, config: DataConfig) -> Tensor:
@@ -68,10 +129,7 @@ def to_input(images: Images, config: DataConfig) -> Tensor:
     images are resized to S x S whatever their shape. A batch that is already S x S is only normalised, except for
     "crop", which sees every image alike.
     """
-    size = config.image_size
-    if config.augment == "crop":
-        return _normalise(torch.stack([_centre_crop(image, size) for image in images]).float(), config)
-    return _normalise(_fitted(images, size).float(), config)
+    return normalise(_fit(images, config), config)
 
 
 def augment(
@@ -82,15 +140,12 @@ def augment(
     indices (B,) are the samples' positions in their split: every draw is keyed by (seed, epoch, index), so that a
     sample is changed in the same way in whatever batch, rank or thread it turns up.
     """
-    if config.augment == "none":
-        return to_input(images, config)
-    key = (_AUGMENT_STREAM, seed, epoch)
-    if config.augment == "affine":
-        draws_B4 = draws.uniform(*key, rows=indices, count=4)
-        return _normalise(_affine(_fitted(images, config.image_size).float(), draws_B4), config)
-    draws_B5 = draws.uniform(*key, rows=indices, count=5)
-    crops = [_random_crop(image, config.image_size, row) for image, row in zip(images, draws_B5, strict=True)]
-    return _normalise(torch.stack(crops).float(), config)
+    return normalise(Transform(config, (seed, epoch))(images, np.asarray(indices, dtype=np.int64)), config)
+
+
+def normalise(pixels: Tensor, config: DataConfig) -> Tensor:
+    """Pixels in [0, 255], uint8 or float32, on any device -> float32 of the same shape, less the mean, over the std."""
+    return torch.mul(pixels, 1 / (255 * config.std)).sub_(config.mean / config.std)
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
@@ -128,6 +183,46 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def _decode_jpeg(data: bytes, channels: int, max_pixels: int, enough: int | None) -> Tensor | None:
+    """A JPEG, by the fastest decoder that was found (benchmarks/loader.py); None for what is left to Pillow."""
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    smaller = {"min_height": enough, "min_width": enough, "min_factor": 2} if enough is not None else {}
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if height * width > max_pixels or colours not in ("YCbCr", "Gray", "RGB"):
+            return None
+        pixels = simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", **smaller)
+        return _upright(_channels_first(pixels), _orientation(data))
+    except Exception:  # Pillow knows the reason, or reads what is merely unusual
+        return None
+
+
+def _orientation(data: bytes) -> int:
+    """EXIF's, 1 to 8. Pillow is asked only where a segment before the pixels may hold it: opening costs it a while."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1] != 0xDA:  # the marker that pixels follow
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    head = data[:place]
+    if b"Exif\0\0" not in head and b"tiff:Orientation" not in head:
+        return 1
+    with _opened(data, None) as image:
+        return int(image.getexif().get(_ORIENTATION, 1))
+
+
+def _upright(pixels: Tensor, orientation: int) -> Tensor:
+    """(c, H, W) the right way up, from its EXIF orientation: 5 to 8 are stored with rows and columns changed over."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.mT
+    mirrored = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation)
+    return pixels.flip(mirrored) if mirrored else pixels
+
+
+def _channels_first(pixels_HWC: npt.NDArray[np.uint8]) -> Tensor:
+    # A view: torch resizes pixels that lie side by side faster, and convolves them so.
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+
+
 def _flatten(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_eight_bits(np.asarray(image)))
@@ -147,23 +242,33 @@ def _eight_bits(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     return np.clip(np.rint(floats * scale), 0, 255).astype(np.uint8)
 
 
-def _normalise(pixels: Tensor, config: DataConfig) -> Tensor:
-    scale = 1 / (255 * config.std)
-    return pixels.mul_(scale).sub_(config.mean / config.std)
+def _fit(images: Images, config: DataConfig) -> Tensor:
+    if config.augment == "crop":
+        return _batch([_centre_crop(image, config.image_size) for image in images])
+    return _fitted(images, config.image_size)
 
 
 def _fitted(images: Images, size: int) -> Tensor:
     if isinstance(images, Tensor):
         return resize(images, size, size)
-    return torch.cat([resize(image[None], size, size) for image in images])
+    return _batch([resize(_alone(image), size, size) for image in images])
+
+
+def _batch(images: Sequence[Tensor]) -> Tensor:
+    return images[0] if len(images) == 1 else torch.cat(list(images))
+
+
+def _alone(image: Tensor) -> Tensor:
+    """A batch of this image, with strides by which torch knows that its channels come last, if they do."""
+    return image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
 
 
 def _centre_crop(image: Tensor, size: int) -> Tensor:
     height, width = image.shape[-2:]
     scale = round(size * _RESIZE) / min(height, width)
-    resized = resize(image[None], max(size, round(height * scale)), max(size, round(width * scale)))[0]
+    resized = resize(_alone(image), max(size, round(height * scale)), max(size, round(width * scale)))
     top, left = (resized.shape[-2] - size) // 2, (resized.shape[-1] - size) // 2
-    return resized[:, top : top + size, left : left + size]
+    return resized[..., top : top + size, left : left + size]
 
 
 def _random_crop(image: Tensor, size: int, draws_5: npt.NDArray[np.float64]) -> Tensor:
@@ -174,9 +279,8 @@ def _random_crop(image: Tensor, size: int, draws_5: npt.NDArray[np.float64]) -> 
     crop_height = min(height, max(1, round(math.sqrt(pixels / shape))))
     crop_width = min(width, max(1, round(math.sqrt(pixels * shape))))
     top, left = int(down * (height - crop_height + 1)), int(across * (width - crop_width + 1))
-    crop = image[:, top : top + crop_height, left : left + crop_width]
-    out = resize(crop[None].contiguous(), size, size)[0]
-    return out.flip(-1) if flip < 0.5 else out
+    crop = resize(_alone(image[:, top : top + crop_height, left : left + crop_width]), size, size)
+    return crop.flip(-1) if flip < 0.5 else crop
 
 
 def _affine(pixels: Tensor, draws_B4: npt.NDArray[np.float64]) -> Tensor:

@@ -1,8 +1,9 @@
 """Labelled images: a whole dataset before its split (`Collection`) and one split of it (`ImageSet`)."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,11 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dml.data.images import ImageError, Images, decode
+from dml.data.images import ImageError, Images, Transform, decode
 
 Indices = npt.NDArray[np.int64]
-Transform = Callable[[Images, Indices], Tensor]
-"""(images, their indices) -> float32 (B, channels, S, S); an image's result must not depend on its neighbours."""
+
+_AHEAD = 2  # batches in the making or ready, beside the one that is waited for
+_AT_ONCE = 4  # images that a thread takes: handing over one by one costs a tenth of their decoding
 
 
 class DataError(ValueError):
@@ -26,17 +28,14 @@ class DataError(ValueError):
 class Source(Protocol):
     """Where the pixels of a collection come from."""
 
-    @property
-    def in_memory(self) -> bool:
-        """True if reading costs no more than an index."""
-        ...
-
     def images(self, rows: Indices) -> Images:
         """uint8 images (c, H, W) of these rows, as one batch where all have one size."""
         ...
 
-    def inputs(self, rows: Indices, indices: Indices, transform: Transform) -> Tensor:
-        """transform(images, indices) of these rows, float32 (B, channels, S, S)."""
+    def inputs(
+        self, batches: Iterable[tuple[Indices, Indices]], transform: Transform, *, pinned: bool = False
+    ) -> Generator[Tensor, None, None]:
+        """transform(images of the rows, indices) of each batch (rows, indices): (B, channels, S, S)."""
         ...
 
 
@@ -46,18 +45,17 @@ class Memory:
 
     pixels: Tensor
 
-    @property
-    def in_memory(self) -> bool:
-        """True."""
-        return True
-
     def images(self, rows: Indices) -> Tensor:
         """uint8 (B, c, H, W)."""
         return self.pixels[torch.from_numpy(rows)]
 
-    def inputs(self, rows: Indices, indices: Indices, transform: Transform) -> Tensor:
-        """The transform of the whole batch at once."""
-        return transform(self.images(rows), indices)
+    def inputs(
+        self, batches: Iterable[tuple[Indices, Indices]], transform: Transform, *, pinned: bool = False
+    ) -> Generator[Tensor, None, None]:
+        """The transform of a whole batch at once, when it is asked for: there is nothing to read ahead."""
+        for rows, indices in batches:
+            made = transform(self.images(rows), indices)
+            yield made.pin_memory() if pinned else made
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +66,8 @@ class Files:
     owners: tuple[str, ...]
     """Name of each file's class, for error messages."""
     channels: int
-    threads: int
-
-    @property
-    def in_memory(self) -> bool:
-        """False."""
-        return False
+    threads: int | None = None
+    """How many decode; None for as many as torch computes with, which are the CPUs of this rank."""
 
     def images(self, rows: Indices) -> list[Tensor]:
         """uint8 (c, H, W) each, of any sizes.
@@ -81,27 +75,64 @@ class Files:
         Raises:
             DataError: a file is no readable image.
         """
-        with ThreadPoolExecutor(self.threads) as pool:
+        with self._pool() as pool:
             return list(pool.map(self._decode, rows.tolist()))
 
-    def inputs(self, rows: Indices, indices: Indices, transform: Transform) -> Tensor:
-        """The transform, image by image in the threads: no more than `threads` photographs are held in full size.
+    def inputs(
+        self, batches: Iterable[tuple[Indices, Indices]], transform: Transform, *, pinned: bool = False
+    ) -> Generator[Tensor, None, None]:
+        """The transform, image by image in the threads, which read ahead of whoever takes the batches.
+
+        A thread holds one photograph in full size, and goes from batch to batch without waiting for others. The
+        threads end when the iterator is exhausted or closed.
 
         Raises:
             DataError: a file is no readable image.
         """
 
-        def one(position: int) -> Tensor:
-            return transform([self._decode(int(rows[position]))], indices[position : position + 1])
+        def fill(place: Tensor, rows: Indices, indices: Indices) -> None:
+            place.copy_(transform((self._decode(row, transform.enough) for row in rows.tolist()), indices))
 
-        with ThreadPoolExecutor(self.threads) as pool:
-            return torch.cat(list(pool.map(one, range(len(rows)))))
+        pool = self._pool()
+        waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
 
-    def _decode(self, row: int) -> Tensor:
+        def taken() -> Tensor:
+            batch, parts = waiting.popleft()
+            for part in parts:
+                part.result()
+            return batch
+
         try:
-            return decode(self.paths[row], self.channels)
+            for rows, indices in batches:
+                # Channels last, as the decoder gives and the encoder takes them; filled where it is decoded.
+                shape = (len(rows), *transform.shape)
+                batch = torch.empty(shape, dtype=transform.dtype, memory_format=torch.channels_last, pin_memory=pinned)
+                cuts = range(_AT_ONCE, len(rows), _AT_ONCE)
+                parts = zip(batch.split(_AT_ONCE), np.split(rows, cuts), np.split(indices, cuts), strict=True)
+                waiting.append((batch, [pool.submit(fill, *part) for part in parts]))
+                if len(waiting) > _AHEAD:
+                    yield taken()
+            while waiting:
+                yield taken()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.threads or torch.get_num_threads(), "dml-images", _compute_alone)
+
+    def _decode(self, row: int, enough: int | None = None) -> Tensor:
+        try:
+            return decode(self.paths[row], self.channels, enough=enough)
         except ImageError as error:
             raise DataError(f"class {self.owners[row]!r}: {self.paths[row]}: {error}") from error
+
+
+def _compute_alone() -> None:
+    """Keeps torch, in this thread, from starting threads of its own beside those that decode."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    torch.get_num_threads()  # torch sets its number in a thread at first use, and would do so after this
+    threadpool_limits(1, "openmp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,11 +156,6 @@ class ImageSet:
         classes = tuple(self.classes[label] for label in kept)
         return ImageSet(labels_N.astype(np.int64), classes, self.source, self.rows_N[positions])
 
-    @property
-    def in_memory(self) -> bool:
-        """True if reading images costs no more than an index (then there is nothing to read ahead)."""
-        return self.source.in_memory
-
     def images(self, indices: npt.ArrayLike) -> Images:
         """uint8 images of these positions in the split: (B, c, H, W), or a list of (c, H, W) for files.
 
@@ -138,14 +164,21 @@ class ImageSet:
         """
         return self.source.images(self.rows_N[np.asarray(indices, dtype=np.int64)])
 
-    def inputs(self, indices: npt.ArrayLike, transform: Transform) -> Tensor:
-        """transform(images, indices), float32 (B, channels, S, S), computed where the images are read.
+    def inputs(
+        self, batches: Iterable[npt.ArrayLike], transform: Transform, *, pinned: bool = False
+    ) -> Generator[Tensor, None, None]:
+        """transform(images, indices) of each batch of positions: (B, channels, S, S), files read ahead.
+
+        Args:
+            batches: positions in the split.
+            transform: an image's result must not depend on its neighbours.
+            pinned: in page-locked memory, from which a GPU copies while it computes.
 
         Raises:
             DataError: as images.
         """
-        chosen = np.asarray(indices, dtype=np.int64)
-        return self.source.inputs(self.rows_N[chosen], chosen, transform)
+        chosen = (np.asarray(batch, dtype=np.int64) for batch in batches)
+        return self.source.inputs(((self.rows_N[indices], indices) for indices in chosen), transform, pinned=pinned)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import torch
 from dml.config import BatchConfig, Config, DataConfig
 from dml.data import datasets
 from dml.data.datasets import Splits
-from dml.data.images import to_input
+from dml.data.images import Transform, normalise, to_input
 from dml.data.loader import eval_batches
 from dml.data.splits import SPLITS
 
@@ -55,8 +55,8 @@ class DatasetContract:
         assert inputs.shape == (2, config.channels, config.image_size, config.image_size)
         assert inputs.dtype == torch.float32
         assert torch.isfinite(inputs).all()
-        through_the_set = splits.val.inputs([1, 0], lambda images, _: to_input(images, config))
-        assert torch.equal(inputs, through_the_set)
+        through_the_set = next(splits.val.inputs([[1, 0]], Transform(config)))
+        assert torch.equal(inputs, normalise(through_the_set, config))
 
     def test_evaluation_sees_every_row_once_in_order(self, splits: Splits, config: DataConfig) -> None:
         whole = Config(data=config)

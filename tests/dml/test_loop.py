@@ -2,11 +2,14 @@
 
 import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor
+from torch._inductor.utils import fresh_cache
 
 from dml import encoders, loop, recipes
 from dml.config import Config, TCMConfig
@@ -219,3 +222,23 @@ def test_every_optimiser_and_schedule_trains(name: str, rate: float, schedule: s
     config = CONFIG.replace(**{"optim.name": name, "optim.schedule": schedule, "optim.lr": rate})
     losses = [event.metrics["train/loss"] for event in reports(config) if isinstance(event, loop.StepReport)]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_compiled_encoder_trains_as_the_plain_one_does() -> None:
+    config = CONFIG.replace(**{"train.epochs": 1, "train.steps_per_epoch": 6, "train.log_every": 1})
+    plain, compiled = (reports(config.replace(**{"train.compile": choice})) for choice in (False, True))
+    losses = [[event.metrics["train/loss"] for event in events[:-1]] for events in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    ours, theirs = (events[-1].encoder.state_dict() for events in (plain, compiled))
+    assert ours.keys() == theirs.keys(), "a checkpoint does not tell whether its encoder was compiled"
+
+
+def test_compiling_without_a_compiler_is_refused_in_words(tmp_path: Path) -> None:
+    config = CONFIG.replace(**{"train.compile": True})
+    with fresh_cache(), inductor.patch({"cpp.cxx": (str(tmp_path / "no-such-compiler"),)}):
+        torch.compiler.reset()
+        with pytest.raises(
+            ValueError, match=r"train\.compile cannot compile for cpu here: .*; it needs a C\+\+ compiler"
+        ):
+            reports(config)
+    torch.compiler.reset()

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dml.config import DataConfig
-from dml.data.images import ImageError, augment, decode, probe, to_input
+from dml.data.images import ImageError, Transform, augment, decode, normalise, probe, resize, to_input
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -64,6 +64,87 @@ def test_cmyk_jpeg_is_read_as_its_colours() -> None:
     channels = decode(encoded(red, "JPEG", quality=95), 3).float().mean((1, 2))
     assert channels[0] > 230
     assert channels[1:].max() < 25
+
+
+@pytest.fixture(scope="module")
+def photograph() -> Image.Image:
+    """Colours that change smoothly and within gamut, with fine detail on top; sides that are no multiples of 8."""
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(60, 196, (7, 9, 3), dtype=np.uint8)
+    pixels = np.asarray(Image.fromarray(coarse).resize((604, 404), Image.Resampling.BICUBIC), np.float64)
+    return Image.fromarray(np.clip(pixels + generator.normal(0, 4, (404, 604, 1)), 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("options", [{"quality": 75}, {"quality": 95, "subsampling": 0}, {"progressive": True}])
+def test_jpegs_decode_as_pillow_decodes_them(photograph: Image.Image, options: dict[str, object]) -> None:
+    data = encoded(photograph, "JPEG", **options)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=np.int16)
+    assert np.abs(decode(data, 3).permute(1, 2, 0).numpy() - expected).max() <= 1
+    luma = expected @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(decode(data, 1)[0].numpy() - luma).max() <= 2
+    gray = encoded(photograph.convert("L"), "JPEG", **options)
+    pixels = np.asarray(Image.open(io.BytesIO(gray)), dtype=np.int16)
+    for channels in (1, 3):
+        assert np.abs(decode(gray, channels).numpy() - pixels).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_turned_as_pillow_turns_it(
+    photograph: Image.Image, orientation: int, kind: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photograph, kind, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))), dtype=np.int16)
+    found = decode(data, 3).permute(1, 2, 0).numpy()
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1
+
+
+def test_an_orientation_is_found_behind_other_segments(photograph: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = encoded(photograph, "JPEG", exif=exif)
+    # A profile before the EXIF, which holds the marker that the pixels begin with.
+    profile = b"\xff\xe2" + (2 + 40).to_bytes(2, "big") + b"\xff\xda" * 20
+    assert decode(plain[:2] + profile + plain[2:], 3).shape == (3, 604, 404)
+
+
+@pytest.mark.parametrize(("enough", "shape"), [(202, (3, 202, 302)), (203, (3, 404, 604)), (100, (3, 101, 151))])
+def test_a_jpeg_is_decoded_no_larger_than_needed(
+    photograph: Image.Image, enough: int, shape: tuple[int, int, int]
+) -> None:
+    data = encoded(photograph, "JPEG", quality=95)
+    smaller = decode(data, 3, enough=enough)
+    assert tuple(smaller.shape) == shape
+    exact = resize(decode(data, 3)[None], *shape[1:])[0]
+    assert float((smaller.float() - exact.float()).abs().mean()) < 1.5
+    assert decode(encoded(photograph), 3, enough=enough).shape == (3, 404, 604), "other formats have one size"
+
+
+@pytest.mark.parametrize("training", [None, (0, 0)], ids=["evaluation", "training"])
+@pytest.mark.parametrize("kind", ["affine", "crop", "none"])
+def test_enough_pixels_are_as_good_as_all(photograph: Image.Image, kind: str, training: tuple[int, int] | None) -> None:
+    config = DataConfig.model_validate({"augment": kind, "image_size": 32, "channels": 3, "mean": 0.0, "std": 1 / 255})
+    transform = Transform(config, training)
+    data = encoded(photograph, "JPEG", quality=95)
+    few = decode(data, 3, enough=transform.enough)
+    assert few.shape[-2] >= transform.enough
+    assert few.shape[-1] <= 604 / 2
+    indices = np.arange(20)
+    shown, exact = (transform([image] * 20, indices).float() for image in (few, decode(data, 3)))
+    assert shown.shape == (20, 3, 32, 32)
+    assert float((shown - exact).abs().mean()) < 1
+
+
+def test_pixels_become_inputs_wherever_they_are_normalised() -> None:
+    config = DataConfig(image_size=16, channels=3, augment="crop", mean=0.45, std=0.226)
+    images = [torch.randint(0, 256, (3, 40, 30), dtype=torch.uint8) for _ in range(5)]
+    transform = Transform(config, (1, 2))
+    pixels = transform(images, np.arange(5))
+    assert pixels.dtype == transform.dtype == torch.uint8
+    assert torch.equal(normalise(pixels, config), augment(images, config, seed=1, epoch=2, indices=range(5)))
 
 
 def test_transparency_lies_on_white() -> None:

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from dml.config import BatchConfig, Config, DataConfig, EvaluateConfig
-from dml.data import loader, sampler
+from dml.data import imageset, loader, sampler
 from dml.data.datasets import DataError, ImageSet, load
-from dml.data.images import augment, to_input
+from dml.data.images import augment, normalise, to_input
 
 BATCH = BatchConfig(classes=3, samples=3)
 
@@ -52,7 +52,7 @@ def test_a_batch_is_the_plans_step_augmented_and_labelled(config: Config, train:
         assert batch.indices.tolist() == chosen.tolist()
         assert batch.labels.tolist() == train.labels_N[chosen].tolist()
         expected = augment(train.images(chosen), config.data, seed=0, epoch=2, indices=chosen)
-        assert torch.equal(batch.images, expected)
+        assert torch.equal(normalise(batch.images, config.data), expected)
 
 
 def test_an_epoch_is_resumed_at_a_step_with_the_rest_of_its_plan(config: Config, train: ImageSet) -> None:
@@ -80,7 +80,8 @@ def test_evaluation_batches_are_the_rows_in_order(config: Config) -> None:
     made = list(loader.eval_batches(val, config))
     assert [len(batch.labels) for batch in made[:-1]] == [config.evaluate.batch] * (len(made) - 1)
     assert torch.cat([batch.indices for batch in made]).tolist() == list(range(len(val)))
-    assert torch.equal(torch.cat([b.images for b in made]), to_input(val.images(range(len(val))), config.data))
+    inputs = torch.cat([normalise(batch.images, config.data) for batch in made])
+    assert torch.equal(inputs, to_input(val.images(range(len(val))), config.data))
 
 
 def test_a_rank_without_rows_gets_no_batch(config: Config) -> None:
@@ -89,13 +90,13 @@ def test_a_rank_without_rows_gets_no_batch(config: Config) -> None:
 
 
 def reading_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "dml-batches"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("dml-images")]
 
 
 def test_the_reading_thread_ends_with_the_iterator(config: Config, train: ImageSet) -> None:
     iterator = loader.batches(train, config, plan_of(train, steps=1000), epoch=0)
     next(iterator)
-    assert len(reading_threads()) == (0 if train.in_memory else 1)
+    assert bool(reading_threads()) == (config.data.dataset == "image_folder")
     iterator.close()
     assert reading_threads() == []
     list(loader.batches(train, config, plan_of(train, steps=2), epoch=0))
@@ -116,19 +117,49 @@ def test_a_file_that_turns_bad_ends_the_iteration_with_its_name(photos: Path, tm
     assert reading_threads() == []
 
 
-def test_batches_are_made_ahead_of_the_reader_but_not_without_bound() -> None:
-    made = []
+def test_batches_are_made_ahead_of_the_reader_but_not_without_bound(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataConfig(dataset="image_folder", root=str(photos), channels=3, image_size=16, augment="crop", threads=2)
+    train = load(data).train
+    decoded: list[Path] = []
     third = threading.Event()
+    decode = imageset.decode
 
-    def source():
-        for number in range(50):
-            made.append(number)
-            if number == 2:
-                third.set()
-            yield loader.Batch(torch.zeros(1), torch.zeros(1), torch.tensor([number]))
+    def counted(path: Path, channels: int, *, enough: int | None) -> torch.Tensor:
+        decoded.append(path)
+        if len(decoded) == 3 * BATCH.size:
+            third.set()
+        return decode(path, channels, enough=enough)
 
-    ahead = loader._ahead(source())
-    assert next(ahead).indices.item() == 0
+    monkeypatch.setattr(imageset, "decode", counted)
+    iterator = loader.batches(train, Config(data=data, batch=BATCH), plan_of(train, steps=50), epoch=0)
+    next(iterator)
     assert third.wait(20), "made while nobody asks"
-    assert len(made) <= 5
-    assert [batch.indices.item() for batch in ahead] == list(range(1, 50))
+    assert len(decoded) == 3 * BATCH.size, "and then no more"
+    assert sum(1 for _ in iterator) == 49
+    assert len(decoded) == 50 * BATCH.size
+
+
+def test_as_many_threads_decode_as_the_rank_has_cpus_and_none_computes_on_more(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataConfig(dataset="image_folder", root=str(photos), channels=3, image_size=16)
+    train = load(data).train
+    seen: dict[str, int] = {}
+    decode = imageset.decode
+
+    def noted(path: Path, channels: int, *, enough: int | None) -> torch.Tensor:
+        seen[threading.current_thread().name] = torch.get_num_threads()
+        return decode(path, channels, enough=enough)
+
+    monkeypatch.setattr(imageset, "decode", noted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        list(loader.batches(train, Config(data=data, batch=BATCH), plan_of(train, steps=20), epoch=0))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert 1 < len(seen) <= 3
+    assert set(seen.values()) == {1}
