@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dml import loop, recipes
+from dml import learner, loop, recipes
 from dml.data import datasets, images
 from tests.ddp import ranks
 
@@ -52,7 +52,7 @@ def weights_in_double(run: str) -> dict[str, Tensor]:
     Nor augmentation: it computes in float32, which rounds otherwise in a batch of another size.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "normalise", lambda pixels, config: images.normalise(pixels, config).double())
+        patch.setattr(learner, "normalise", lambda pixels, config: images.normalise(pixels, config).double())
         torch.set_default_dtype(torch.float64)
         try:
             lasting = {"train.steps_per_epoch": 21, "train.checkpoint_every_steps": 20}

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_cache
 
-from dml import encoders, loop, recipes
+from dml import encoders, learner, loop, recipes
 from dml.config import Config, TCMConfig
 from dml.data import datasets
+from dml.learner import Learner
 
 CPU = torch.device("cpu")
 CONFIG = recipes.digits("short").replace(**{"train.epochs": 2, "train.steps_per_epoch": 12, "train.log_every": 5})
@@ -151,15 +152,15 @@ def test_from_a_gradient_that_is_no_number_on_no_weight_changes(
     """Found without asking the device: the step is skipped there, and those after it until the losses are read."""
     losses = {"loss.name": "tests.dml.test_loop:Breaks", "loss.options": {"at": 4, "value": value}}
     config = CONFIG.replace(**losses, **{"optim.name": optimiser, "train.log_every": 6})
-    seen, step = [], loop._Run.step
+    seen, step = [], Learner.step
 
-    def watched(run: loop._Run, *args: Any) -> Tensor:
+    def watched(run: Learner, *args: Any) -> Tensor:
         values = step(run, *args)
         tensors = [*run.encoder.parameters(), *run.loss.parameters()]
         seen.append([tensor.detach().clone() for tensor in tensors])
         return values
 
-    monkeypatch.setattr(loop._Run, "step", watched)
+    monkeypatch.setattr(Learner, "step", watched)
     with pytest.raises(loop.NonFiniteLossError, match=f"{what} at step 4; last losses: .*, "):
         reports(config)
     assert len(seen) == 6, "read after six steps"
@@ -170,14 +171,14 @@ def test_from_a_gradient_that_is_no_number_on_no_weight_changes(
 
 
 def test_an_error_of_a_step_says_when_it_came_and_after_which_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = loop._Run.step
+    step = Learner.step
 
-    def short(run: loop._Run, batch: Any, number: int, progress: float) -> Tensor:
+    def short(run: Learner, batch: Any, number: int, progress: float) -> Tensor:
         if number == 15:
             raise torch.OutOfMemoryError("out of memory")
         return step(run, batch, number, progress)
 
-    monkeypatch.setattr(loop._Run, "step", short)
+    monkeypatch.setattr(Learner, "step", short)
     with pytest.raises(torch.OutOfMemoryError) as caught:
         reports(CONFIG.replace(**{"train.log_every": 2}))
     (note,) = caught.value.__notes__
@@ -188,11 +189,11 @@ def test_an_error_of_a_step_says_when_it_came_and_after_which_losses(monkeypatch
     ("progress", "weight"), [(0.0, 0.0), (0.29, 0.0), (0.3, 0.0), (0.35, 0.25), (0.4, 0.5), (0.99, 0.5)]
 )
 def test_tcm_is_off_until_its_start_and_then_ramped(progress: float, weight: float) -> None:
-    assert loop.tcm_weight(progress, TCMConfig(weight=0.5, start=0.3, ramp=0.1)) == pytest.approx(weight)
+    assert learner.tcm_weight(progress, TCMConfig(weight=0.5, start=0.3, ramp=0.1)) == pytest.approx(weight)
 
 
 def test_without_a_ramp_tcm_is_on_at_once() -> None:
-    assert loop.tcm_weight(0.3, TCMConfig(weight=0.5, start=0.3, ramp=0.0)) == 0.5
+    assert learner.tcm_weight(0.3, TCMConfig(weight=0.5, start=0.3, ramp=0.0)) == 0.5
 
 
 def test_a_frozen_backbone_trains_from_its_thaw_on_and_the_projection_from_the_start() -> None:
