@@ -1,0 +1,163 @@
+"""Clusters of several nodes on this machine: nodes that go and come, and one that does not see the storage."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from ray.cluster_utils import Cluster
+
+from cluster import shared_storage
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def nodes() -> Iterator[Cluster]:
+    """A head without CPUs; tests add nodes of one CPU each."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
+
+
+def start(here: Path, nodes: Cluster, *words: str) -> subprocess.Popen[str]:
+    (here / "runs").mkdir()
+    MlflowClient(store(here)).search_experiments()  # makes it, before two processes would at once
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    environment["RAY_ADDRESS"] = nodes.address
+    command = [sys.executable, "-m", "cluster.train", "--recipe", "digits", "--no-figures", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=here, env=environment, text=True, **pipes)  # type: ignore[call-overload]
+
+
+def end(driver: subprocess.Popen[str]) -> str:
+    said, _ = driver.communicate(timeout=400)
+    assert driver.returncode == 0, said
+    return said
+
+
+def store(here: Path) -> str:
+    return f"sqlite:///{here / 'runs' / 'mlflow.db'}"
+
+
+def the_run(here: Path) -> Run | None:
+    client = MlflowClient(store(here))
+    experiment = client.get_experiment_by_name("onethreshold")
+    found = client.search_runs([experiment.experiment_id]) if experiment is not None else []
+    return found[0] if found else None
+
+
+def history(here: Path, name: str) -> dict[int, float]:
+    run = the_run(here)
+    if run is None:
+        return {}
+    points = MlflowClient(store(here)).get_metric_history(run.info.run_id, name)
+    assert len({point.step for point in points}) == len(points), "each step once, though some were trained twice"
+    return {point.step: point.value for point in points}
+
+
+def wait_for_ranks(here: Path, ranks: int, *, after: int = 0) -> int:
+    """The step by which so many ranks have trained."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        steps = [step for step, value in history(here, "train/ranks").items() if value == ranks and step > after]
+        if steps:
+            return max(steps)
+        time.sleep(0.5)
+    raise AssertionError(f"{ranks} ranks never trained")
+
+
+def kill(nodes: Cluster, node: Any) -> None:
+    """As a machine goes: everything on it at once, by kill -9."""
+    raylet = node.all_processes["raylet"][0].process
+    family = [*psutil.Process(raylet.pid).children(recursive=True), psutil.Process(raylet.pid)]
+    for process in family:
+        process.send_signal(signal.SIGKILL)
+    nodes.remove_node(node, allow_graceful=False)
+
+
+def test_elastic_workers_shrink_and_grow_with_the_cluster(nodes: Cluster, tmp_path: Path) -> None:
+    nodes.add_node(num_cpus=1)
+    second = nodes.add_node(num_cpus=1)
+    settings = {
+        "train.epochs": 40,
+        "train.steps-per-epoch": 60,
+        "train.eval-every": 10,
+        "train.checkpoint-every-steps": 40,
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    driver = start(tmp_path, nodes, "--workers", "1:2", "--resize-seconds", "5", "--name", "elastic", *words)
+    try:
+        shrinks = wait_for_ranks(tmp_path, 2)
+        kill(nodes, second)
+        grows = wait_for_ranks(tmp_path, 1, after=shrinks)
+        nodes.add_node(num_cpus=1)
+        wait_for_ranks(tmp_path, 2, after=grows)
+        driver.send_signal(signal.SIGINT)  # it has shown what there is to see
+        said, _ = driver.communicate(timeout=100)
+    finally:
+        driver.kill()
+    assert driver.returncode == 130
+    assert "global batch 48 = 1 to 2 ranks x 24 to 48" in said
+    assert "interrupted: python -m cluster.train --resume elastic goes on" in said
+    losses = history(tmp_path, "train/loss")
+    assert list(losses) == list(range(10, 10 * len(losses) + 1, 10))
+    assert losses[10 * len(losses)] < losses[10]
+    run = the_run(tmp_path)
+    assert run is not None
+    assert run.info.status == "KILLED"
+
+
+def test_a_node_that_is_lost_is_made_up_for_when_another_comes(nodes: Cluster, tmp_path: Path) -> None:
+    nodes.add_node(num_cpus=1)
+    second = nodes.add_node(num_cpus=1)
+    words = ["--train.epochs", "4", "--train.steps-per-epoch", "60", "--train.checkpoint-every-steps", "20"]
+    driver = start(tmp_path, nodes, "--workers", "2", "--name", "fixed", *words)
+    try:
+        reached = wait_for_ranks(tmp_path, 2)
+        kill(nodes, second)
+        nodes.add_node(num_cpus=1)
+        end(driver)
+    finally:
+        driver.kill()
+    assert reached < 240
+    assert list(history(tmp_path, "train/loss")) == list(range(10, 241, 10))
+
+
+def test_a_storage_that_a_node_does_not_see_is_refused(nodes: Cluster, tmp_path: Path) -> None:
+    """The node lives behind a mount of its own: where the storage is, it sees an empty folder."""
+    nodes.add_node(num_cpus=1)
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    ray.init(address=nodes.address, log_to_driver=False)
+    try:
+        shared_storage.check(str(storage))
+        join = (
+            f"mount -t tmpfs none {storage} && exec {sys.executable} -m ray.scripts.scripts start --block --num-cpus 1"
+        )
+        blind = subprocess.Popen(["unshare", "-rm", "sh", "-c", f"{join} --address {nodes.address}"])
+        try:
+            deadline = time.monotonic() + 60
+            while len([node for node in ray.nodes() if node["Alive"]]) < 3:
+                assert time.monotonic() < deadline, "the node did not join"
+                time.sleep(0.5)
+            with pytest.raises(
+                ValueError, match=f"checkpoints go to {storage}, but nodes .* do not see it; give --stor"
+            ):
+                shared_storage.check(str(storage))
+            assert list(storage.iterdir()) == [], "nothing is left there"
+        finally:
+            for process in [*psutil.Process(blind.pid).children(recursive=True), psutil.Process(blind.pid)]:
+                process.kill()
+            blind.wait()
+    finally:
+        ray.shutdown()
