@@ -186,7 +186,8 @@ class TrainConfig(Section):
     patience: int | None = Field(default=None, ge=1)
     """Evaluations in a row without a better val score after which training ends early; unset, it never does."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints within an epoch, beside the one of every evaluated epoch; unset, those alone."""
+    """Steps between checkpoints, beside the one of every evaluated epoch; unset, those alone. Ray Train takes one every
+    2 seconds; training waits where they come faster."""
     seed: int = 0
     """Seed of the weights, the batches and the augmentation."""
     precision: Literal["fp32", "bf16"] = "fp32"
