@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -168,6 +169,8 @@ class _Run:
         encoder = encoders.set_batch_norm(encoder, config.encoder, device)
         self.encoder = encoder.to(device).to(memory_format=torch.channels_last)
         self.config, self.device, self.group = config, device, group
+        world, size = gather.world(group), config.batch.size
+        self.counts = [len(sampler.rank_slice(np.arange(size), rank, world)) for rank in range(world)]
         self.ema = EMA(self.encoder, config.optim.ema) if config.optim.ema > 0 else None
         self.optimizer = optim.build(self.encoder, self.loss, config.optim)
         self.encoder.freeze_backbone(config.optim.frozen_backbone > 0)
@@ -234,6 +237,7 @@ class _Run:
             key=(config.train.seed, step),
             group=self.group,
             memory=self.memory if progress >= config.memory.start else None,
+            counts=self.counts,
         )
         base: Tensor = self.loss(pairs.extended if self.loss.takes_memory else pairs)
         loss = base + self.weight * self.tcm(pairs) if self.weight > 0 else base
