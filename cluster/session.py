@@ -14,6 +14,15 @@ from ray.train.torch import TorchConfig
 
 from cluster.tracking import runs_dir
 
+_LOCAL_RAY = {
+    # Ray would warn about settings of later releases at every start.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A process a CPU that no worker of Ray Train would take over, since theirs have an environment of their own.
+    "RAY_prestart_worker_first_driver": "0",
+    # A process that watches for notices that this machine is about to be taken away.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
 
 def connect() -> None:
     """Joins the cluster at RAY_ADDRESS, or starts a local Ray on this machine; does nothing when connected already."""
@@ -23,8 +32,8 @@ def connect() -> None:
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        # Ray would warn about settings of later releases at every start.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        for name, value in _LOCAL_RAY.items():
+            os.environ.setdefault(name, value)
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 

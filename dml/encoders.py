@@ -1,7 +1,9 @@
 """Encoders: images (B, channels, H, W) -> unit embeddings (B, D)."""
 
+import importlib.util
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
@@ -107,7 +109,7 @@ def set_batch_norm(encoder: Encoder, config: EncoderConfig, device: torch.device
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises ValueError, with the reason, where torch.compile has nothing to compile with for this device."""
+    """Raises ValueError, with the compiler's reason, where torch.compile cannot compile for this device."""
     try:
         # Something small: what is missing then shows in seconds, and not as an error of the encoder.
         torch.compile(torch.sin)(torch.zeros(2, device=device))
@@ -149,12 +151,21 @@ OWN_ENCODERS = {"small_cnn": SmallCNN}
 
 def check(config: EncoderConfig) -> None:
     """Raises ValueError, nearest names first, when no encoder has this name."""
-    if config.name in OWN_ENCODERS:
+    if config.name in OWN_ENCODERS or _in_timms_sources(config.name):
         return
     import timm
 
     if not timm.is_model(config.name):
         raise ValueError(unknown("encoder", config.name, [*OWN_ENCODERS, *timm.list_models()]))
+
+
+def _in_timms_sources(name: str) -> bool:
+    """Whether timm defines a model of this plain name: read in its files, since importing them all takes seconds."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or spec.origin is None:
+        return False
+    definition = f"@register_model\ndef {name}("
+    return any(definition in file.read_text("utf-8") for file in Path(spec.origin).parent.glob("models/*.py"))
 
 
 def build(config: EncoderConfig, *, channels: int, image_size: int) -> Encoder:

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -13,6 +14,7 @@ from dml import encoders, gather, gradient_cache, losses, optim
 from dml import evaluate as evaluation
 from dml.config import Config, TCMConfig
 from dml.course import Course
+from dml.data import sampler
 from dml.data.images import normalise
 from dml.data.loader import Batch
 from dml.ema import EMA
@@ -73,6 +75,8 @@ class Learner:
         encoder = encoders.set_batch_norm(encoder, config.encoder, device)
         self.encoder = encoder.to(device).to(memory_format=torch.channels_last)
         self.config, self.device, self.group = config, device, group
+        world, size = gather.world(group), config.batch.size
+        self.counts = [len(sampler.rank_slice(np.arange(size), rank, world)) for rank in range(world)]
         self.ema = EMA(self.encoder, config.optim.ema) if config.optim.ema > 0 else None
         self.optimizer = optim.build(self.encoder, self.loss, config.optim)
         if resume is not None:
@@ -191,6 +195,7 @@ class Learner:
             key=(config.train.seed, step),
             group=self.group,
             memory=self.memory if progress >= config.memory.start else None,
+            counts=self.counts,
         )
         base: Tensor = self.loss(pairs.extended if self.loss.takes_memory else pairs)
         loss = base + self.weight * self.tcm(pairs) if self.weight > 0 else base

@@ -56,6 +56,7 @@ class Pairs:
         key: tuple[int, int] = (0, 0),
         group: gather.Group | Literal["auto"] | None = "auto",
         memory: Memory | None = None,
+        counts: list[int] | None = None,
     ) -> Self:
         """Normalises the rows in float32, also under autocast, and gathers rows, labels and ids of all ranks.
 
@@ -66,6 +67,7 @@ class Pairs:
             key: (seed, step) of the draws of miners and rho; the same on all ranks.
             group: "auto" takes all ranks of torch.distributed when there are several; None works on this rank alone.
             memory: the same on all ranks; needs ids_B.
+            counts: rows of each rank where they are known; asking the ranks makes the host wait for the device.
 
         Raises:
             ValueError: shapes that do not fit, labels or ids that are no integers, a memory without ids.
@@ -85,7 +87,8 @@ class Pairs:
         with torch.autocast(embeddings_BD.device.type, enabled=False):
             wide = torch.float64 if embeddings_BD.dtype == torch.float64 else torch.float32
             rows = unit(embeddings_BD.to(wide))
-        counts = gather.row_counts(len(rows), ranks, rows.device)
+        if counts is None or ranks is None:
+            counts = gather.row_counts(len(rows), ranks, rows.device)
         known = torch.stack([labels_B] if ids_B is None else [labels_B, ids_B], dim=1)
         cols, known = gather.gather(rows, counts, ranks), gather.gather(known, counts, ranks)
         return cls(

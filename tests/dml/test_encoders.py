@@ -2,6 +2,8 @@
 
 import logging
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,15 @@ def test_the_small_encoder_embeds_an_image_alike_alone_and_in_company() -> None:
 def test_an_unknown_encoder_is_named_with_the_nearest_first() -> None:
     with pytest.raises(ValueError, match="unknown encoder 'resnet5O'; valid: resnet"):
         encoders.check(EncoderConfig(name="resnet5O"))
+
+
+def test_a_name_in_timms_sources_is_known_without_importing_timm() -> None:
+    code = (
+        "import sys; from dml import encoders; from dml.config import EncoderConfig; "
+        "encoders.check(EncoderConfig(name='resnet18')); sys.exit('timm' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    encoders.check(EncoderConfig(name="resnet18.a1_in1k"))  # named with its weights: timm is asked
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "wrapped by DataParallel and a trainer"])
