@@ -42,8 +42,8 @@ def gone_on(rank: int, world: int, folder: Path) -> dict[tuple[str, int], Report
 
 
 def test_two_ranks_go_on_as_if_they_had_never_stopped(tmp_path: Path) -> None:
-    expected, _ = ranks.run(2, begun, tmp_path)
-    found, _ = ranks.run(2, gone_on, tmp_path)
+    expected, _ = ranks.run(2, begun, tmp_path, timeout=250)
+    found, _ = ranks.run(2, gone_on, tmp_path, timeout=250)
     assert len(found) == len(NAMES) * len(STEPS)
     for (name, step), reports in found.items():
         assert_goes_on(reports, expected[name], step)
