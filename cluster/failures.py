@@ -25,7 +25,8 @@ def as_training_error(rank: int, error: Exception) -> Exception:
         return error
     reason = str(error).strip().splitlines()
     words = [f"rank {rank}: {type(error).__name__}: {reason[0] if reason else 'no message'}"]
-    if isinstance(error, torch.OutOfMemoryError):
+    # Where a CPU's memory is short, torch raises a bare RuntimeError.
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         words.append("a smaller train.micro_batch or batch needs less memory")
     return TrainingError("; ".join([*words, *getattr(error, "__notes__", [])]))
 

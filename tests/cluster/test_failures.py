@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import ray.train
+import torch
 from ray.exceptions import RayActorError
 
 from cluster.failures import Retries, TrainingError, as_training_error
@@ -24,6 +25,17 @@ def test_an_error_of_the_training_ends_it_at_once_with_rank_and_reason(error: Ex
     travelled = pickle.loads(pickle.dumps(told))
     with pytest.raises(TrainingError, match=r"^rank 1: "):
         Retries().after_exception(None, {0: RuntimeError(GLOO), 1: travelled})
+
+
+def test_what_the_loop_noted_is_told_and_what_helps_where_memory_is_short() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55)
+    caught.value.add_note("after 15 of 24 steps; last losses: 0.51, 0.49")
+    said = str(as_training_error(0, caught.value))
+    assert "DefaultCPUAllocator: can't allocate memory" in said
+    assert said.endswith(
+        "; a smaller train.micro_batch or batch needs less memory; after 15 of 24 steps; last losses: 0.51, 0.49"
+    )
 
 
 def test_a_rank_that_lost_another_is_retried_with_it() -> None:
