@@ -6,7 +6,8 @@ Makes JPEG files (500 x 375 pixels, about 70 KB) and prints
                with the resize to 224 x 224 (bilinear, anti-aliased) that goes fastest with it
     loader     images/s of dml.data.loader over all cores, augmented for training and for evaluation, beside the best
                of these: on one core, times the number of cores, and in as many processes at once, which says what the
-               machine gives just then; medians and 95 % intervals of ratios of interleaved rounds
+               machine gives just then; the mean of ratios of interleaved rounds with its 95 % interval, and the ratio
+               of CPU seconds an image, in which other work on the machine shows less
     large      the same file at 3000 x 2000: all of it, and no more of it than is needed (`decode(enough=...)`)
 
 pip install opencv-python-headless pyvips[binary] torchcodec adds rows to the first table; none of them is needed.
@@ -188,23 +189,28 @@ def against(best: Decoder, photographs: Sequence[bytes], root: Path, cores: int,
         return sum(len(batch.images) for batch in loader.eval_batches(splits.val, config))
 
     seen: dict[str, list[float]] = {name: [] for name in ("one core", "all cores", "training", "evaluation")}
+    cpu: dict[str, list[float]] = {name: [] for name in ("one core", "training", "evaluation")}
     with multiprocessing.get_context("fork").Pool(cores) as pool:
         for _ in range(rounds):
+            took = time.process_time()
             seen["one core"].append(rate(lambda data: resized(best(data)), photographs * 4))
+            cpu["one core"].append((time.process_time() - took) / (4 * len(photographs)))
             shares = [functools.partial(whole, best, photographs * 4)] * cores
             began = time.perf_counter()
             pool.map(_call, shares, chunksize=1)
             seen["all cores"].append(cores * 4 * len(photographs) / (time.perf_counter() - began))
             for name, read in (("training", training), ("evaluation", evaluation)):
-                began = time.perf_counter()
+                began, took = time.perf_counter(), time.process_time()
                 count = read()
                 seen[name].append(count / (time.perf_counter() - began))
+                cpu[name].append((time.process_time() - took) / count)
     print(f"\n{'images/s, medians':<26}" + "".join(f"{name:>12}" for name in seen))
     print(f"{'':<26}" + "".join(f"{statistics.median(rates):>12.0f}" for rates in seen.values()))
     for name in ("training", "evaluation"):
         ideal = [cores * each for each in seen["one core"]]
         print(ratio_line(f"loader, {name}, beside {cores} x one core", seen[name], ideal))
         print(ratio_line(f"loader, {name}, beside {cores} processes", seen[name], seen["all cores"]))
+        print(ratio_line(f"CPU an image, one core / {name}", cpu["one core"], cpu[name]))
 
 
 def photo_config(root: Path, cores: int) -> Config:

@@ -90,6 +90,7 @@ class Files:
             DataError: a file is no readable image.
         """
 
+        @torch.inference_mode()
         def fill(place: Tensor, rows: Indices, indices: Indices) -> None:
             place.copy_(transform((self._decode(row, transform.enough) for row in rows.tolist()), indices))
 
