@@ -10,7 +10,10 @@ from dml.config import Config, EvaluateConfig
 from dml.data.datasets import DataError, ImageSet
 from dml.data.loader import eval_batches
 from dml.metrics import operating_points, retrieval, threshold
+from dml.metrics.inputs import full_precision
 from dml.metrics.operating_points import OperatingPoint, UnreachableFARError
+from dml.metrics.pair_counts import PairGrid, cell_edge, positives_histogram
+from dml.metrics.threshold_range import cell_of_frr
 
 Gallery = tuple[Tensor, Tensor]
 FAR_TARGETS = (1e-1, 1e-2, 1e-3)
@@ -104,7 +107,8 @@ def measure(
 
     Returns:
         recall@1, recall@2, recall@4, recall@8, queries_left_out; opis, sqrt_opis, epsilon_opis, opis_noise_floor (the
-        OPIS that the number of pairs alone would give), mean_utility; score = recall@1 - score_weight * sqrt_opis.
+        OPIS that the number of pairs alone would give), mean_utility; similarity_at_far, similarity_at_frr (where the
+        hard pairs begin); score = recall@1 - score_weight * sqrt_opis.
         Collapsed embeddings, which no threshold can be set for, get COLLAPSED, the worst figures there are.
     """
     return metrics_and_curves(embeddings_ND, labels_N, config, group=group)[0]
@@ -117,7 +121,7 @@ def metrics_and_curves(
     found = retrieval.recall_at_k(embeddings_ND, labels_N, group=group)
     lines = curves(embeddings_ND, labels_N, config, group=group)
     metrics = {name: value for name, value in found.items() if name != "queries"}
-    metrics |= consistency(lines, config.utility_c)
+    metrics |= consistency(lines, config.utility_c) | hard_pairs(embeddings_ND, labels_N, config, lines, group=group)
     return metrics | {"score": score(metrics["recall@1"], metrics["opis"], config.score_weight)}, lines
 
 
@@ -137,6 +141,38 @@ def consistency(lines: threshold.ThresholdCurves | None, c: float) -> dict[str, 
         "opis_noise_floor": threshold.noise_floor(lines, c),
         "mean_utility": threshold.mean_utility(lines, c),
     }
+
+
+def hard_pairs(
+    embeddings_ND: Tensor,
+    labels_N: Tensor,
+    config: EvaluateConfig,
+    lines: threshold.ThresholdCurves | None,
+    *,
+    group: gather.Group | None = None,
+) -> dict[str, float]:
+    """The cosine similarities at which a share far_max of the negatives, and of the positives, begin to be hard.
+
+    Args:
+        embeddings_ND: floating (N, D), the same on every rank.
+        labels_N: int64 (N,).
+        config: far_max and the distance of the curves.
+        lines: of `curves`; None for collapsed embeddings.
+        group: ranks that share the work; each gets the same figures.
+
+    Returns:
+        similarity_at_far: that which a share far_max of all negatives reach. similarity_at_frr: the largest that at
+        most a share far_max of all positives stay below; their least where they are too few to tell.
+    """
+    grid = PairGrid.of(embeddings_ND, labels_N)
+    with full_precision(grid.device):
+        positives = positives_histogram(grid, group)
+    try:
+        below = cell_of_frr(positives, config.far_max)
+    except ValueError:
+        below = int(positives.nonzero()[0][0])
+    far = 1.0 if lines is None else float(operating_points.to_similarity(lines.thresholds_T[-1], config.distance))
+    return {"similarity_at_far": far, "similarity_at_frr": min(1.0, cell_edge(below))}
 
 
 def calibrate(
@@ -244,5 +280,7 @@ MEASURES = (
     "epsilon_opis",
     "opis_noise_floor",
     "mean_utility",
+    "similarity_at_far",
+    "similarity_at_frr",
     "score",
 )

@@ -1,6 +1,7 @@
 """Stopping trials that fall behind: asynchronous successive halving, or the median of the others."""
 
 import math
+import sys
 from typing import Any, Literal, TypeAlias
 
 from ray.tune.experiment import Trial
@@ -8,7 +9,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from dml.config import TrainConfig
 
-Name: TypeAlias = Literal["asha", "median", "none"]
+EarlyStop: TypeAlias = Literal["asha", "median", "none"]
 
 ENDED = "ended"
 """Reported true by a trial that trained to its own end: what tells it from one that was stopped."""
@@ -21,7 +22,7 @@ def evaluations(train: TrainConfig) -> int:
     return math.ceil(train.epochs / train.eval_every)
 
 
-def build(name: Name, train: TrainConfig) -> TrialScheduler:
+def build(name: EarlyStop, train: TrainConfig) -> TrialScheduler:
     """The scheduler of this name, on the best score so far; none stops anything where trials are short.
 
     asha: at a quarter and at half of the epochs a trial goes on if its score is in the better half of those that were
@@ -40,7 +41,7 @@ def build(name: Name, train: TrainConfig) -> TrialScheduler:
     if name == "asha":
         return _Halving(grace_period=first, max_t=train.epochs, reduction_factor=2, stop_last_trials=False, **shared)
     # Without a time slice it would pause trials, which begin anew when they go on.
-    return _Median(grace_period=first, min_time_slice=math.inf, **shared)
+    return _Median(grace_period=first, min_time_slice=sys.maxsize, **shared)
 
 
 class _Halving(AsyncHyperBandScheduler):

@@ -27,8 +27,8 @@ class Objective(Section):
     """Score = Recall@1 - weight * sqrt(OPIS), on val classes, both of the same epoch."""
 
     mode: Mode = "combined"
-    """combined: the best score. constrained: the least OPIS. pareto: the front of Recall@1 and OPIS is searched, and its
-    knee wins. Each among trials whose Recall@1 is within the tolerance."""
+    """combined: the best score. constrained: the least OPIS. pareto: both figures are searched, and the knee of their
+    front wins. Each among trials whose Recall@1 is within the tolerance."""
     weight: NonNegative = 1.0
     """w: how much one unit of sqrt(OPIS) is worth in Recall@1. sqrt(OPIS) is in units of utility, at most 0.5."""
     tolerance: Unit = 0.005
@@ -130,9 +130,9 @@ def ranked(outcomes: Sequence[Outcome], tolerance: float, mode: Mode = "combined
         return sorted(by_score, key=lambda outcome: outcome.opis)
     if mode == "combined":
         return by_score
-    first = knee(by_score)
+    best = knee(by_score)
     ahead = {outcome.number for outcome in front(able)}
-    return sorted(by_score, key=lambda outcome: (outcome is not first, outcome.number not in ahead))
+    return sorted(by_score, key=lambda outcome: (outcome is not best, outcome.number not in ahead))
 
 
 def front(outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -2,9 +2,10 @@
 
 import math
 import pickle
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -41,6 +42,8 @@ class StudySearch(OptunaSearch):
         url: of `tune.storage.url`.
     """
 
+    _ot_study: Any  # Ray's types have it None
+
     def __init__(
         self,
         space: Space,
@@ -58,9 +61,9 @@ class StudySearch(OptunaSearch):
         self._asked = 0
         self._reference = -math.inf
         self._reference_is_baseline = False
-        names, modes = list(objective.metrics), list(objective.metrics.values())
+        names, modes = list(objective.metrics), [str(mode) for mode in objective.metrics.values()]
         several = len(names) > 1
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         super().__init__(
             space.suggest,
             metric=names if several else names[0],
@@ -75,13 +78,16 @@ class StudySearch(OptunaSearch):
     def connect(self, url: str) -> Self:
         """Opens the study again after this was unpickled."""
         self._storage = storage.connect(url)
-        self._setup_study(self._mode)
+        self._setup_study(cast(Any, self._mode))
         return self
 
     def suggest(self, trial_id: str) -> Point | None:
         """The parameters of the next trial."""
         self._asked += trial_id not in self._ot_trials
-        found: Point | None = super().suggest(trial_id)
+        with warnings.catch_warnings():
+            # Ray takes a sampler that fits a model, as the Gaussian process does, for a space that trains one.
+            warnings.filterwarnings("ignore", message="Define-by-run function passed")
+            found: Point | None = super().suggest(trial_id)
         return found
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

@@ -60,10 +60,7 @@ class Range:
 
     def grid(self, points: int) -> tuple[Value, ...]:
         """So many values, evenly spaced on its own scale with both ends; fewer where it has fewer."""
-        if points == 1:
-            shares = [0.5]
-        else:
-            shares = [index / (points - 1) for index in range(points)]
+        shares = [0.5] if points == 1 else [index / (points - 1) for index in range(points)]
         if self.kind == "log":
             values = [self.low * (self.high / self.low) ** share for share in shares]
         else:

@@ -13,6 +13,7 @@ from cluster.session import Resources
 
 QUIET = 60.0
 """Seconds without a running trial after which a search says that it waits, and how often it says so again."""
+_POLL = 1.0
 
 
 def places(resources: Resources) -> int:
@@ -36,35 +37,47 @@ def trials_at_once(resources: Resources) -> int:
     return fit
 
 
-def wait(resources: Resources, seconds: float, *, poll: float = 2.0) -> None:
-    """Asks the autoscaler for one trial's workers and waits until they fit.
+def claim(workers: int, cpus: float | None, gpus: float | None, *, wait: float = 0.0) -> Resources:
+    """What a trial takes, of which at least one must fit into the cluster.
 
     Args:
-        resources: what a trial takes.
-        seconds: to wait at most.
-        poll: seconds between two looks.
+        workers: ranks of a trial.
+        cpus: of each rank; 1 unless given.
+        gpus: of each rank, may be a fraction; unless given 1 when the cluster has GPUs, else 0.
+        wait: seconds to wait for an autoscaler, or a person, to bring nodes that hold one trial.
 
     Raises:
-        TimeoutError: still not one trial fits.
+        ValueError: fewer than one worker, or no trial fits.
+        TimeoutError: no trial fits after the wait.
     """
-    if places(resources) >= resources.workers:
-        return
+    if wait > 0 and workers > 0:
+        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+        _wait(Resources(workers, cpus or 1.0, float(has_gpus) if gpus is None else gpus), wait)
+    resources = Resources.of(workers, cpus, gpus)
+    trials_at_once(resources)
+    return resources
+
+
+def _wait(resources: Resources, seconds: float) -> None:
     from ray.autoscaler.sdk import request_resources
 
+    if places(resources) >= resources.workers:
+        return
     print(f"waiting up to {seconds:g} s for nodes that hold a trial of {_needs(resources)}; now: {_has()}", flush=True)
-    request_resources(
-        bundles=[{name: math.ceil(each) for name, each in resources.per_worker.items()}] * resources.workers
-    )
+    bundle = {name: math.ceil(each) for name, each in resources.per_worker.items()}
+    request_resources(bundles=[bundle] * resources.workers)
     deadline = time.monotonic() + seconds
     try:
         while places(resources) < resources.workers:
-            if time.monotonic() >= deadline:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise TimeoutError(
-                    f"--wait-for-resources: after {seconds:g} s a trial of {_needs(resources)} still fits nowhere: {_has()}"
+                    f"--wait-for-resources: after {seconds:g} s a trial of {_needs(resources)} fits nowhere: {_has()}"
                 )
-            time.sleep(min(poll, max(0.0, deadline - time.monotonic())))
+            time.sleep(min(_POLL, left))
     finally:
-        request_resources(bundles=[])  # the trials' own requests keep the nodes from here on
+        # From here on the requests of the trials themselves keep the nodes.
+        request_resources(bundles=[])
 
 
 class Waiting(ray.tune.Callback):
@@ -91,7 +104,8 @@ class Waiting(ray.tune.Callback):
         elif now - self._since >= self.quiet:
             self._since = now
             print(
-                f"waiting: no trial has run for {self.quiet:g} s. One needs {_needs(self.resources)}; free: {_free()} of {_has()}",
+                f"waiting: no trial has run for {self.quiet:g} s. One needs {_needs(self.resources)}; "
+                f"free: {_amounts(ray.available_resources())} of {_has()}",
                 flush=True,
             )
 
@@ -123,10 +137,6 @@ def _has() -> str:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     found = ", ".join(_amounts(node) for node in nodes)
     return f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'} ({found})"
-
-
-def _free() -> str:
-    return _amounts(ray.available_resources())
 
 
 def _amounts(resources: dict[str, float]) -> str:

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
-Name: TypeAlias = Literal["tpe", "gp", "nsga2", "random", "grid"]
+SamplerName: TypeAlias = Literal["tpe", "gp", "nsga2", "random", "grid"]
 
-FLAT: tuple[Name, ...] = ("gp", "nsga2")
+FLAT: tuple[SamplerName, ...] = ("gp", "nsga2")
 """Those that model only parameters which every trial has (`Space.flat`)."""
 
 
-def build(name: Name, *, seed: int, trials: int, search_off: bool = False) -> "BaseSampler":
+def build(name: SamplerName, *, seed: int, trials: int, search_off: bool = False) -> "BaseSampler":
     """The sampler of this name. They read the constraint of a trial, where they can, from Optuna's storage.
 
-    tpe: multivariate and by groups of conditional parameters (Bergstra et al., NeurIPS 2011; Falkner et al., ICML 2018).
+    tpe: multivariate, by groups of conditional parameters (Bergstra et al., NeurIPS 2011; Falkner et al., ICML 2018).
     gp: a Gaussian process with the expected improvement. nsga2: a genetic algorithm (Deb et al., IEEE Trans. Evol.
     Comput. 2002) with a quarter of the trials a generation. random. grid: its points are enqueued (`Space.grid`), so
     that nothing is left to sample.
@@ -23,8 +23,8 @@ def build(name: Name, *, seed: int, trials: int, search_off: bool = False) -> "B
         name: one of tpe, gp, nsga2, random, grid.
         seed: of its draws.
         trials: that the search will run; a quarter of them, at least 4, are drawn before a model is used.
-        search_off: whether TCM off is sampled too; else only the baseline is without TCM, since where nothing beside TCM
-            is searched another trial without it would repeat the baseline.
+        search_off: whether TCM off is sampled too. Where nothing beside TCM is searched, another trial without it
+            would repeat the baseline.
     """
     import warnings
 

@@ -144,7 +144,7 @@ class Space:
             }
         except KeyError:
             return None
-        if not 0 < margins["tcm.margin_pos"] or margins["tcm.margin_neg"] >= margins["tcm.margin_pos"]:
+        if margins["tcm.margin_pos"] <= max(0.0, margins["tcm.margin_neg"]):
             return None
         return {"tcm": "on", **self._tcm_point(margins), **self._recipe()}
 

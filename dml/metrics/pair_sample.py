@@ -12,7 +12,7 @@ import torch
 
 from dml.gather import Group
 from dml.metrics.inputs import Counts
-from dml.metrics.pair_counts import CELLS, cell_edge, cells, pairs_only
+from dml.metrics.pair_counts import CELLS, cell_edge, cell_of, cells
 from dml.metrics.pair_grid import NO_PAIR, PairGrid, Side, sum_over
 
 BLOCK = 128
@@ -47,21 +47,23 @@ def sampled_negatives(
         (cells,) int64, see `dml.metrics.pair_counts.cell_edge`.
     """
     sample = _Sample.of(grid, about, np.random.default_rng(seed))
-    edges = [cell_edge(_LOWEST)]
+    lowest = [_LOWEST]
     if far < 0.5:
-        edges.insert(0, _edge_of_share(sample.first_look(), 1.25 * far))
-    for edge in edges:
-        counts = pairs_only(sum_over(sample.runs, partial(sample.histogram, edge=edge), grid.device, group))
-        if counts[_LOWEST + 1 :].sum() >= far * counts.sum():
+        lowest.insert(0, _cell_of_share(sample.first_look(), 1.25 * far))
+    for cell in lowest:
+        farther, *_ = found = sum_over(sample.runs, partial(sample.histogram, lowest=cell), grid.device, group)
+        if found.sum() - farther >= far * found.sum():
             break
+    counts = np.zeros(CELLS, dtype=np.int64)
+    counts[cell:] = found[1:]
+    counts[_LOWEST] += farther
     return counts
 
 
-def _edge_of_share(counts: Counts, share: float) -> float:
-    """The similarity from which on this share of the counted lie, or a little more."""
-    occupied = np.flatnonzero(counts != 0)[::-1]
-    counted = counts[occupied].cumsum()
-    return cell_edge(int(occupied[(counted < share * counted[-1]).sum()]))
+def _cell_of_share(similarity: torch.Tensor, share: float) -> int:
+    """The cell from which on this share of the similarities lie, or a little more."""
+    place = int((1 - share) * len(similarity))
+    return max(_LOWEST, cell_of(float(np.partition(similarity.cpu().numpy(), place)[place])))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,23 +86,28 @@ class _Sample:
         chosen = [run for run, before in itertools.takewhile(lambda found: found[1] < needed, runs)]
         return cls(rows, row_class, columns, column_class, chosen)
 
-    def first_look(self) -> Counts:
-        """The histogram of a few runs; every rank makes it for itself, and the same."""
+    def first_look(self) -> torch.Tensor:
+        """The negatives' similarities, flat, in a few runs; every rank makes it for itself, and the same."""
         few = self.runs[:: math.ceil(len(self.runs) / _LOOKS)]
-        return pairs_only(self.histogram(iter(few), cell_edge(_LOWEST)).cpu().numpy())
+        looked = torch.cat([similarity.view(-1) for similarity, _ in self._similarities(iter(few))])
+        return _from(looked, cell_edge(_LOWEST))
 
-    def histogram(self, runs: Iterator[Run], edge: float) -> torch.Tensor:
-        """Negatives by cell from an edge of a cell on; those below are counted in the lowest."""
-        found, farther = [self.row_class.new_empty(0)], 0
-        for i, j in runs:
-            similarity = self.rows[i] @ self.columns[j].transpose(1, 2)
-            same = self.row_class[i, :, None] == self.column_class[j, None, :]
-            near = _from(similarity.masked_fill_(same, NO_PAIR).view(-1), edge)
-            found.append(cells(near))
-            farther += same.numel() - int(same.count_nonzero()) - len(near)
-        counts = torch.bincount(torch.cat(found), minlength=CELLS)
-        counts[_LOWEST] += farther
+    def histogram(self, runs: Iterator[Run], lowest: int) -> torch.Tensor:
+        """Negatives below a cell (place 0), and by cell from there on: (1 + cells left,) int64."""
+        found, negatives, edge = [self.row_class.new_empty(0)], 0, cell_edge(lowest)
+        for similarity, same in self._similarities(runs):
+            found.append(cells(_from(similarity.view(-1), edge)))
+            negatives += same.numel() - int(same.count_nonzero())
+        near = torch.cat(found)
+        counts = torch.bincount(near.sub_(lowest - 1), minlength=1 + CELLS - lowest)
+        counts[0] = negatives - len(near)
         return counts
+
+    def _similarities(self, runs: Iterator[Run]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The similarities in each run, NO_PAIR of positives, and which are positives."""
+        for i, j in runs:
+            same = self.row_class[i, :, None] == self.column_class[j, None, :]
+            yield (self.rows[i] @ self.columns[j].transpose(1, 2)).masked_fill_(same, NO_PAIR), same
 
 
 def _from(similarity: torch.Tensor, edge: float) -> torch.Tensor:
