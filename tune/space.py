@@ -125,27 +125,27 @@ class Space:
         return points
 
     def designed(self, baseline: Mapping[str, float]) -> Point | None:
-        """Margins read from the baseline's own similarities: the point nearest to them in the space.
+        """Margins designed from the baseline's own similarities: the point nearest to them in the space.
 
-        The hard pairs are then as many of the baseline's as OPIS's calibration range lets through: margin_neg is the
-        similarity that a share far_max of the negatives reach, margin_pos the one that as large a share of the
-        positives stay below.
+        A positive is then hard where some threshold of OPIS's calibration range rejects it, or where it is among the
+        far_max least similar; a negative where some threshold of the range accepts it. So margin_pos is the similarity
+        that a share far_min of the negatives reach, or the one that a share far_max of the positives stay below where
+        that is larger, and margin_neg the similarity that a share far_max of the negatives reach.
 
         Args:
             baseline: the metrics that its trial reported.
 
         Returns:
-            None where the baseline has not reported them, or its positives are no nearer than its negatives.
+            None where the baseline has not reported them, or is collapsed.
         """
-        try:
-            margins = {
-                "tcm.margin_pos": baseline["val/similarity_at_frr"],
-                "tcm.margin_neg": baseline["val/similarity_at_far"],
-            }
-        except KeyError:
+        names = ("similarity_at_far_min", "similarity_at_frr_max", "similarity_at_far_max")
+        if not all(f"val/{name}" in baseline for name in names):
             return None
-        if margins["tcm.margin_pos"] <= max(0.0, margins["tcm.margin_neg"]):
+        far_min, frr_max, far_max = (baseline[f"val/{name}"] for name in names)
+        positive = max(far_min, frr_max)
+        if positive <= max(0.0, far_max):
             return None
+        margins = {"tcm.margin_pos": positive, "tcm.margin_neg": far_max}
         return {"tcm": "on", **self._tcm_point(margins), **self._recipe()}
 
     def grid(self, points: int, *, seed: int) -> list[Point]:
