@@ -1,7 +1,6 @@
 """Stopping trials that fall behind: asynchronous successive halving, or the median of the others."""
 
 import math
-import sys
 from typing import Any, Literal, TypeAlias
 
 from ray.tune.experiment import Trial
@@ -40,8 +39,9 @@ def build(name: EarlyStop, train: TrainConfig) -> TrialScheduler:
     first = max(1, train.epochs // 4)
     if name == "asha":
         return _Halving(grace_period=first, max_t=train.epochs, reduction_factor=2, stop_last_trials=False, **shared)
-    # Without a time slice it would pause trials, which begin anew when they go on.
-    return _Median(grace_period=first, min_time_slice=sys.maxsize, **shared)
+    # With a time slice that ends it would pause trials, which begin anew when they go on.
+    slice_: dict[str, Any] = {"min_time_slice": math.inf}  # Ray's types ask for a whole number
+    return _Median(grace_period=first, **shared, **slice_)
 
 
 class _Halving(AsyncHyperBandScheduler):

@@ -59,6 +59,7 @@ class StudySearch(OptunaSearch):
         self._searched, self._objective = space, objective
         self._trials, self._design = trials, design
         self._asked = 0
+        self._lost: list[optuna.Trial] = []
         self._reference = -math.inf
         self._reference_is_baseline = False
         names, modes = list(objective.metrics), [str(mode) for mode in objective.metrics.values()]
@@ -83,7 +84,10 @@ class StudySearch(OptunaSearch):
 
     def suggest(self, trial_id: str) -> Point | None:
         """The parameters of the next trial."""
-        self._asked += trial_id not in self._ot_trials
+        if trial_id not in self._ot_trials:
+            self._asked += 1
+            if self._lost:
+                self._ot_trials[trial_id] = self._lost.pop(0)
         with warnings.catch_warnings():
             # Ray takes a sampler that fits a model, as the Gaussian process does, for a space that trains one.
             warnings.filterwarnings("ignore", message="Define-by-run function passed")
@@ -92,7 +96,7 @@ class StudySearch(OptunaSearch):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Notes an epoch's figure; several objectives at once have no such record in Optuna."""
-        if not result.get(ENDED):
+        if trial_id in self._ot_trials and not result.get(ENDED):
             self._report(self._ot_trials[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -129,7 +133,10 @@ class StudySearch(OptunaSearch):
     def _report(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
         names = list(self._objective.metrics)
         if len(names) == 1 and math.isfinite(result.get(names[0], math.nan)):
-            trial.report(result[names[0]], int(result["epoch"]))
+            with warnings.catch_warnings():
+                # A trial that goes on after an interruption may repeat epochs; their first figures stand.
+                warnings.filterwarnings("ignore", message="The reported value is ignored")
+                trial.report(result[names[0]], int(result["epoch"]))
 
     def __getstate__(self) -> dict[str, Any]:
         """What Tune keeps: the URL of a database may hold a password, and the study's cache grows with it."""
@@ -141,10 +148,18 @@ class StudySearch(OptunaSearch):
             _Pickler(file).dump(self.__getstate__())
 
     def restore(self, checkpoint_path: str) -> None:
-        """Reads what `save` wrote; the study must be connected."""
+        """Reads what `save` wrote, and puts it right where the study has gone further; it must be connected.
+
+        Trials that have ended since are not told again, and those that were asked for since, which Tune knows nothing
+        of, are what is suggested next.
+        """
         with Path(checkpoint_path).open("rb") as file:
             self.__dict__.update(_Unpickler(file, self._ot_study).load())
         self._ot_study.sampler = self._sampler
+        running = {trial._trial_id for trial in self._ot_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))}
+        self._ot_trials = {name: trial for name, trial in self._ot_trials.items() if trial._trial_id in running}
+        known = {trial._trial_id for trial in self._ot_trials.values()}
+        self._lost = [optuna.Trial(self._ot_study, trial_id) for trial_id in sorted(running - known)]
 
 
 class _Pickler(pickle.Pickler):
