@@ -45,7 +45,7 @@ def parse(
     rest = list(argv)
     with one_line_errors(status=2):
         start: Any = default or options(config=_recipe(rest, budget))  # type: ignore[call-arg]
-        own = [field.replace("_", "-") for field in vars(start) if field != "config"]
+        own = [name.replace("_", "-") for name in _own_names(start)]
         settings = [name for name in start.config.flat if not name.startswith("loss.options.")]
         valid = ["--recipe", "--budget", "--help", *(f"--{name}" for name in [*own, *settings, "loss.options"])]
         _refuse_unknown(rest, valid)
@@ -168,6 +168,15 @@ def _refuse_unknown(words: Sequence[str], valid: Sequence[str]) -> None:
         positive = name.replace("_", "-").replace("--no-", "--").replace(".no-", ".")
         if name.startswith("--") and positive not in known:
             raise ValueError(unknown("option", name, valid))
+
+
+def _own_names(options: Any) -> Iterator[str]:
+    """The options of a program beside its config, those of a group by their dotted names."""
+    for name, value in vars(options).items():
+        if isinstance(value, pydantic.BaseModel):
+            yield from (f"{name}.{field}" for field in type(value).model_fields if name != "config")
+        else:
+            yield name
 
 
 def _program() -> str | None:

@@ -12,7 +12,10 @@ from dml.data.datasets import DataError, ImageSet
 from dml.data.images import normalise
 from dml.data.loader import eval_batches
 from dml.metrics import operating_points, retrieval, space, threshold
+from dml.metrics.inputs import full_precision
 from dml.metrics.operating_points import OperatingPoint, UnreachableFARError
+from dml.metrics.pair_counts import PairGrid, cell_edge, positives_histogram
+from dml.metrics.threshold_range import cell_of_frr
 
 Gallery = tuple[Tensor, Tensor]
 FAR_TARGETS = (1e-1, 1e-2, 1e-3)
@@ -106,7 +109,8 @@ def measure(
 
     Returns:
         recall@1, recall@2, recall@4, recall@8, queries_left_out; opis, sqrt_opis, epsilon_opis, opis_noise_floor (the
-        OPIS that the number of pairs alone would give), mean_utility; score = recall@1 - score_weight * sqrt_opis.
+        OPIS that the number of pairs alone would give), mean_utility; the similarities of `bounding_similarities`;
+        score = recall@1 - score_weight * sqrt_opis.
         Collapsed embeddings, which no threshold can be set for, get COLLAPSED, the worst figures there are.
     """
     return metrics_and_curves(embeddings_ND, labels_N, config, group=group)[0]
@@ -120,6 +124,7 @@ def metrics_and_curves(
     lines = curves(embeddings_ND, labels_N, config, group=group)
     metrics = {name: value for name, value in found.items() if name != "queries"}
     metrics |= consistency(lines, config.utility_c)
+    metrics |= bounding_similarities(embeddings_ND, labels_N, config, lines, group=group)
     return metrics | {"score": score(metrics["recall@1"], metrics["opis"], config.score_weight)}, lines
 
 
@@ -138,6 +143,44 @@ def consistency(lines: threshold.ThresholdCurves | None, c: float) -> dict[str, 
         "epsilon_opis": threshold.epsilon_opis(lines, c=c),
         "opis_noise_floor": threshold.noise_floor(lines, c),
         "mean_utility": threshold.mean_utility(lines, c),
+    }
+
+
+def bounding_similarities(
+    embeddings_ND: Tensor,
+    labels_N: Tensor,
+    config: EvaluateConfig,
+    lines: threshold.ThresholdCurves | None,
+    *,
+    group: gather.Group | None = None,
+) -> dict[str, float]:
+    """The cosine similarities at the bounds of FAR and FRR, which margins can be designed from.
+
+    Args:
+        embeddings_ND: floating (N, D), the same on every rank.
+        labels_N: int64 (N,).
+        config: far_min and far_max, and the distance of the curves.
+        lines: of `curves`; None for collapsed embeddings.
+        group: ranks that share the work; each gets the same figures.
+
+    Returns:
+        similarity_at_far_min, similarity_at_far_max: those that shares far_min and far_max of all negatives reach, 1
+        for collapsed embeddings. similarity_at_frr_max: the largest that at most a share far_max of all positives stay
+        below; the least of the positives where these are too few to tell such a share.
+    """
+    grid = PairGrid.of(embeddings_ND, labels_N)
+    with full_precision(grid.device):
+        positives = positives_histogram(grid, group)
+    try:
+        cell = cell_of_frr(positives, config.far_max)
+    except ValueError:
+        cell = int(positives.nonzero()[0][0])
+    ends = (0.0, 0.0) if lines is None else lines.thresholds_T[[0, -1]]
+    near, far = (float(operating_points.to_similarity(end, config.distance)) for end in ends)
+    return {
+        "similarity_at_far_min": near,
+        "similarity_at_far_max": far,
+        "similarity_at_frr_max": min(1.0, cell_edge(cell)),
     }
 
 
@@ -288,5 +331,8 @@ MEASURES = (
     "epsilon_opis",
     "opis_noise_floor",
     "mean_utility",
+    "similarity_at_far_min",
+    "similarity_at_far_max",
+    "similarity_at_frr_max",
     "score",
 )

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Optional
@@ -12,10 +13,14 @@ import rich.live
 import rich.table
 from ray.tune.experiment import Trial
 
+from tune.early_stopping import ENDED
+from tune.ranges import Value
+from tune.space import settings
+
 
 @dataclass
 class _Row:
-    number: int
+    label: str
     settings: str
     epochs: int
     began: float
@@ -70,12 +75,7 @@ class Progress(ray.tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Notes when a trial began."""
-        settings = "  ".join(
-            f"{name.removeprefix('tcm.')}={value:.3g}"
-            for name, value in trial.config.items()
-            if name not in ("number", "tcm") and value
-        )
-        row = _Row(int(trial.config["number"]), settings or "baseline without TCM", self.epochs, time.perf_counter())
+        row = _Row(_label(trial.config), _settings(trial.config), self.epochs, time.perf_counter())
         self._rows[trial.trial_id] = row
         self._say(row, "started")
 
@@ -84,16 +84,20 @@ class Progress(ray.tune.Callback):
     ) -> None:
         """Shows an epoch's figures."""
         row = self._rows[trial.trial_id]
-        if row.epoch == int(result["epoch"]):
-            return  # a trial over several workers ends by saying its last report once more
+        if result.get(ENDED):
+            return  # it says no more than an earlier report
         row.epoch, row.loss, row.best = int(result["epoch"]), result["train/loss"], result["best/score"]
         row.recall, row.opis = result["best/recall@1"], result["best/opis"]
         self._say(row, f"epoch {row.epoch}/{row.epochs}  loss {row.loss:.4f}  val score {result['val/score']:.4f}")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Notes the trial's wall time and what of it was not training."""
-        row = self._end(trial, "finished")
+        """Notes the trial's wall time and, unless it was stopped early, what of it was not training."""
         result = trial.last_result
+        if not result.get(ENDED):
+            row = self._end(trial, "pruned")
+            self._say(row, f"stopped early after epoch {row.epoch}: score {row.best:.4f}")
+            return
+        row = self._end(trial, "finished")
         kind = self.overhead.later if result.get("trials_before_in_process") else self.overhead.first
         kind.append(row.seconds - result["loop_seconds"])
         self._say(
@@ -128,7 +132,7 @@ class Progress(ray.tune.Callback):
             self._live.update(self._table())
         else:
             done = sum(other.state != "running" for other in self._rows.values())
-            print(f"[{done}/{self.trials}] trial {row.number}: {text}", flush=True)
+            print(f"[{done}/{self.trials}] trial {row.label}: {text}", flush=True)
 
     def _table(self) -> rich.table.Table:
         done = [row for row in self._rows.values() if row.state != "running"]
@@ -138,14 +142,33 @@ class Progress(ray.tune.Callback):
             table.add_column(name)
         for name in ("epoch", "loss", "Recall@1", "OPIS", "score", "state"):
             table.add_column(name, justify="right")
-        for row in sorted(self._rows.values(), key=lambda row: row.number):
+        for row in self._rows.values():
             figures = (
                 [f"{row.loss:.4f}", f"{row.recall:.4f}", f"{row.opis:.5f}", f"{row.best:.4f}"]
                 if row.epoch
                 else [""] * 4
             )
-            table.add_row(str(row.number), row.settings, f"{row.epoch}/{row.epochs}", *figures, row.state)
+            table.add_row(row.label, row.settings, f"{row.epoch}/{row.epochs}", *figures, row.state)
         return table
+
+
+def _settings(params: Mapping[str, Value]) -> str:
+    """What a trial varies, in a few words."""
+    varied = settings(params)
+    off = varied.get("tcm.weight") == 0
+    shown = [
+        f"{name.removeprefix('tcm.')}={f'{value:.3g}' if isinstance(value, float) else value}"
+        for name, value in varied.items()
+        if name != "train.seed" and not (off and name.startswith("tcm."))
+    ]
+    baseline = ["baseline without TCM" if params["number"] == 0 else "without TCM"] if off else []
+    return "  ".join([*baseline, *shown])
+
+
+def _label(params: Mapping[str, Value]) -> str:
+    """What a trial is called: its number, and the seed where it is a finalist's."""
+    seed = params.get("train.seed")
+    return f"{params['number']}" if seed is None else f"{params['number']}, seed {seed}"
 
 
 def reason(trial: Trial) -> str:

@@ -6,6 +6,7 @@ import rich.box
 import rich.console
 import rich.table
 
+from tune.finals import Difference, Finals
 from tune.objective import Outcome
 from tune.promote import Tested
 
@@ -28,11 +29,16 @@ def print_trials(outcomes: Sequence[Outcome], winner: Outcome) -> None:
     ranked = sorted((o for o in outcomes if o.state == "finished"), key=lambda outcome: -outcome.score)
     for rank, outcome in enumerate(ranked, 1):
         names = ("margin_pos", "margin_neg", "weight", "start")
-        settings = [outcome.settings.get(f"tcm.{name}") for name in names] if outcome.number else [None] * 4
+        settings = [outcome.settings.get(f"tcm.{name}") for name in names]
+        if outcome.settings.get("tcm.weight") == 0:
+            settings = [None] * 4
         table.add_row(
             str(rank),
             str(outcome.number),
-            *("-" if value is None else f"{value:.3f}" for value in settings),
+            *(
+                "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+                for value in settings
+            ),
             f"{outcome.recall:.4f}",
             f"{outcome.opis:.5f}",
             f"{outcome.metrics['best/opis_noise_floor']:.5f}",
@@ -47,6 +53,60 @@ def print_trials(outcomes: Sequence[Outcome], winner: Outcome) -> None:
     for outcome in outcomes:
         if outcome.state == "failed":
             print(f"trial {outcome.number} failed: {outcome.error}")
+        elif outcome.state == "pruned":
+            print(f"trial {outcome.number} was stopped early, at score {outcome.score:.4f}")
+
+
+def print_front(front: Sequence[Outcome]) -> None:
+    """The trials that no other beats in both figures."""
+    print("Pareto front on val classes, by Recall@1:")
+    for outcome in front:
+        mark = "  baseline" if outcome.number == 0 else ""
+        print(f"  trial {outcome.number:3}  Recall@1 {outcome.recall:.4f}  OPIS {outcome.opis:.5f}{mark}")
+
+
+def print_finals(finals: Finals) -> None:
+    """The finalists' means over the seeds, and how far each lies from the baseline with its 95 % interval."""
+    table = rich.table.Table(
+        title=f"Finalists on val classes, means over {len(finals.seeds)} new seeds; change from the baseline +- 95 %",
+        title_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+    )
+    for name in ("trial", "Recall@1", "points", "OPIS", "change", "score", "change", ""):
+        table.add_column(name, justify="right" if name else "left")
+    for outcome in finals.means:
+        number = outcome.number
+        recall, opis, score = (
+            None if number == 0 else finals.difference(number, f"best/{name}") for name in ("recall@1", "opis", "score")
+        )
+        table.add_row(
+            str(number),
+            *(f"{outcome.recall:.4f}", _change(recall, 2, scale=100)),
+            *(f"{outcome.opis:.5f}", _change(opis, 5)),
+            *(f"{outcome.score:.4f}", _change(score, 4)),
+            ", ".join(["winner"] * (outcome is finals.winner) + ["baseline"] * (number == 0)),
+        )
+    rich.console.Console(width=max(rich.console.Console().width, 116)).print(table)
+
+
+def finals_summary(finals: Finals) -> dict[str, float]:
+    """The winner's differences from the baseline as flat MLflow metrics: finals/opis_change, .../low, .../high."""
+    rows: dict[str, float] = {}
+    for name in ("recall@1", "opis", "score"):
+        found = finals.difference(finals.winner.number, f"best/{name}")
+        if found is not None:
+            rows[f"finals/{name}_change"] = found.mean
+            if found.interval is not None:
+                rows[f"finals/{name}_change/low"], rows[f"finals/{name}_change/high"] = found.interval
+    return rows
+
+
+def _change(found: Difference | None, digits: int, *, scale: float = 1.0) -> str:
+    """A mean difference with half of its 95 % interval."""
+    if found is None:
+        return ""
+    half = "" if found.interval is None else f" +- {scale * (found.interval[1] - found.mean):.{digits}f}"
+    return f"{scale * found.mean:+.{digits}f}{half}"
 
 
 def print_test(baseline: Tested | None, winner: Tested, *, toy: bool) -> None:

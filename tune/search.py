@@ -3,58 +3,80 @@
 Every trial trains one encoder; trial 0 is the baseline without TCM. The winner becomes `onethreshold@champion`.
 """
 
-import logging
-import os
 import sys
 import time
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
-import ray
 import ray.tune
 import tyro
 
 from cluster import command_line, session
-from cluster.tracking import Store, runs_dir
+from cluster.tracking import Store
 from cluster.writer import Writer
 from dml import plots
 from dml.config import Config
-from tune import promote, report, space
-from tune.objective import Objective, Outcome, baseline, winner
-from tune.progress import Progress, last_line
+from tune import early_stopping, finals, promote, report, resources, sampler, storage
+from tune.early_stopping import EarlyStop
+from tune.objective import RULES, Objective, Outcome, baseline, front, winner
+from tune.optuna_search import StudySearch
+from tune.progress import Progress
+from tune.sampler import SamplerName
+from tune.space import Space
 from tune.trial import Study, run
+from tune.trials import Bench
 
 
 @dataclass(frozen=True)
 class Options:
     """Searches TCM's margins, weight and start for the encoder whose single threshold holds best.
 
-    Trial 0 is the baseline without TCM. The winner is the best score among trials whose Recall@1 is at least the
-    baseline's minus the tolerance; it is registered in MLflow as onethreshold@champion.
+    Trial 0 is the baseline without TCM. The winner is the best score (--objective.mode has other rules) among trials
+    whose Recall@1 is at least the baseline's minus the tolerance; it is registered in MLflow as onethreshold@champion.
     Every setting of the recipe can be changed by its name, e.g. --loss.name proxy_anchor --optim.lr 3e-4.
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     objective: Objective = field(default_factory=Objective)
+    space: tuple[str, ...] = ()
+    """Further settings to search, or other ranges of TCM's: name=range with uniform(low,high), log(low,high),
+    int(low,high) or [a,b,c], e.g. --space 'optim.lr=log(1e-5,1e-3)' 'encoder.dim=[128,512]'."""
     trials: int = 8
     """Trials to run, the baseline included."""
+    sampler: SamplerName = "tpe"
+    """How Optuna chooses points: tpe, gp, nsga2, random or grid."""
+    grid_points: int = 3
+    """--sampler grid only: values of each range."""
+    early_stop: EarlyStop = "asha"
+    """Stops trials whose score falls behind: asha or median. The baseline is never stopped, nor is any trial with fewer
+    than 8 evaluations."""
+    seeds: int = 0
+    """Trains the finalists and the baseline again over so many new seeds and chooses by the mean; 0 trusts one seed."""
+    finalists: int = 3
+    """--seeds only: how many of the best trials are finalists, beside the baseline."""
     workers_per_trial: int = 1
     """Ranks that train each trial together by DDP."""
     cpus_per_worker: float | None = None
     """CPUs of each rank; 1 unless given."""
     gpus_per_worker: float | None = None
     """GPUs of each rank, may be a fraction; 1 when the cluster has GPUs, else 0."""
+    trials_at_once: int | None = None
+    """Trials side by side; unless given, as many as the cluster holds when the search begins."""
+    wait_for_resources: float = 0.0
+    """Seconds to wait for an autoscaler to bring nodes that hold a trial; 0 refuses at once."""
     name: str = ""
     """Names the search; a time stamp is added when unset."""
     resume: bool = False
     """Go on with the search of this name, or with the newest one, after an interruption."""
     storage: str = ""
     """Where checkpoints and the search's state go: a path that every node sees, or a URI. Default: runs/ray."""
+    optuna_storage: str = ""
+    """URL of the database of Optuna's study, e.g. postgresql://user@host/database. Default: the environment's
+    ONETHRESHOLD_OPTUNA_STORAGE, where a password is safer than in a command, else SQLite at runs/optuna.db."""
     seed: int = 0
     """Seed of Optuna's sampler."""
 
@@ -65,124 +87,150 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     options = command_line.parse(Options, words, budget="short")
     config = options.config.replace(**{"evaluate.score_weight": options.objective.weight, "tcm.weight": 0.0})
-    storage = session.local_path(options.storage or session.storage())
+    folder = session.local_path(options.storage or session.storage())
     with command_line.one_line_errors(status=2):
-        if options.trials < 1:
-            raise ValueError(f"trials: {options.trials} is too few; at least 1")
-        name = _name(options, storage)
+        _check(options)
+        space = Space.of(options.space, config, flat=options.sampler in sampler.FLAT)
+        url = storage.url(options.optuna_storage)
+        name = _name(options, folder)
     splits = command_line.preflight(config)
-    session.connect()
+    session.connect(dashboard=options.workers_per_trial > 1)
     with command_line.one_line_errors():
-        resources = session.Resources.of(options.workers_per_trial, options.cpus_per_worker, options.gpus_per_worker)
+        taken = _claim(options)
         store = Store.open(options.storage)
-        parent = store.start(name, params=_params(options, config), tags={"kind": "search"}, key=name)
+        parent = store.start(name, params=_params(options, config, space, url), tags={"kind": "search"}, key=name)
         command_line.print_config(config)
-        print(f"search {name}: {options.trials} trials{_budget(words)}\n")
-        study = Study(name, config, resources, storage, store, parent.run_id)
+        print(f"search {name}: {options.trials} trials{_budget(words)}\n{space}\n")
+        study = Study(name, config, taken, folder, store, parent.run_id)
         with parent.closing() as record:
-            outcomes = _search(options, study)
-            if len(outcomes) < options.trials or any(outcome.state == "unfinished" for outcome in outcomes):
+            outcomes = _search(options, study, space, url)
+            if len(outcomes) < _trials(options, space) or _unfinished(outcomes):
                 _stop(outcomes, options, study, words)
-            chosen = winner(outcomes, options.objective.tolerance)
-            _finish(outcomes, chosen, study, record, toy=splits.toy)
+            chosen = winner(outcomes, options.objective.tolerance, options.objective.mode)
+            _finish(options, outcomes, chosen, study, record, words, toy=splits.toy)
     print(f"total {time.perf_counter() - began:.0f} s; {_overhead()}")
     print(f"browse it:  make ui      (mlflow ui --backend-store-uri {store.uri})")
     print("serve it:   make serve   (python -m serve.app)")
     return 0
 
 
-def _search(options: Options, study: Study) -> list[Outcome]:
+def _check(options: Options) -> None:
+    for name, value, least in (
+        ("trials", options.trials, 1),
+        ("seeds", options.seeds, 0),
+        ("finalists", options.finalists, 1),
+        ("grid-points", options.grid_points, 1),
+        ("trials-at-once", options.trials_at_once, 1),
+        ("wait-for-resources", options.wait_for_resources, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name}: {value:g} is too few; at least {least}")
+
+
+def _claim(options: Options) -> session.Resources:
+    """What a trial takes."""
+    try:
+        return resources.claim(
+            options.workers_per_trial,
+            options.cpus_per_worker,
+            options.gpus_per_worker,
+            wait=options.wait_for_resources,
+        )
+    except TimeoutError as error:
+        raise ValueError(str(error)) from None
+
+
+def _search(options: Options, study: Study, space: Space, url: str) -> list[Outcome]:
     """Runs or resumes the trials."""
-    # Tune's own loggers would write every result three more times, and its display stand between the lines of ours.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    resources = study.resources
-    trainable: Any = ray.tune.with_parameters(run, study=study)
+    bench = _bench(options, study, study.name, _trials(options, space))
+    if options.resume:
+        return bench.resume(url)
+    points = space.first_points()
+    if options.sampler == "grid":
+        points += space.grid(options.grid_points, seed=options.seed)
+    searcher = StudySearch(
+        space,
+        options.objective,
+        sampler=sampler.build(options.sampler, seed=options.seed, trials=options.trials, search_off=bool(space.others)),
+        points=points,
+        trials=_trials(options, space),
+        design=options.sampler != "grid",
+        study=study.name,
+        url=url,
+    )
+    scheduler = early_stopping.build(options.early_stop, study.config.train)
+    return bench.search(searcher, scheduler, _trials(options, space))
+
+
+def _trials(options: Options, space: Space) -> int:
+    """Trials to run: of a grid not more than it has points."""
+    if options.sampler != "grid":
+        return options.trials
+    return min(options.trials, len(space.first_points()) + space.grid_size(options.grid_points))
+
+
+def _bench(options: Options, study: Study, name: str, trials: int) -> Bench:
+    taken = study.resources
     # More than one worker is a Ray Train job, which asks for its own CPUs: a driver that held a share of one could
     # starve its workers, and Tune refuses an empty request, so the driver asks for a byte.
-    request = resources.per_worker if resources.workers == 1 else {"memory": 1.0}
-    trainable = ray.tune.with_resources(trainable, request)
-    if options.resume:
-        tuner = ray.tune.Tuner.restore(f"{study.storage}/{study.name}", trainable, resume_unfinished=True)
-    else:
-        tuner = ray.tune.Tuner(
-            trainable,
-            tune_config=ray.tune.TuneConfig(
-                search_alg=_optuna(options, study.name),
-                metric="best/score",
-                mode="max",
-                num_samples=options.trials,
-                max_concurrent_trials=_at_once(resources),
-                reuse_actors=resources.workers == 1,
-            ),
-            run_config=ray.tune.RunConfig(
-                name=study.name,
-                storage_path=study.storage,
-                verbose=0,
-                checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=1),
-                callbacks=[Progress(options.trials, study.config.train.epochs)],
-            ),
-        )
-    results = tuner.fit()
-    return [_outcome(results[index]) for index in range(len(results))]
-
-
-def _optuna(options: Options, name: str) -> Any:
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    runs_dir().mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return OptunaSearch(
-            space.suggest,
-            metric="best/score",
-            mode="max",
-            points_to_evaluate=list(space.FIRST_POINTS),
-            sampler=space.sampler(options.seed, startup=max(4, options.trials // 4)),
-            study_name=name,
-            storage=optuna.storages.RDBStorage(f"sqlite:///{runs_dir() / 'optuna.db'}"),
-        )
-
-
-def _at_once(resources: session.Resources) -> int:
-    """Trials that fit into the cluster together: more drivers than workers' places would only wait for each other."""
-    total = ray.cluster_resources()
-    fits = [total.get(name, 0) // (each * resources.workers) for name, each in resources.per_worker.items()]
-    return max(1, int(min(fits)))
-
-
-def _outcome(result: ray.tune.Result) -> Outcome:
-    metrics = result.metrics or {}
-    settings = {name: value for name, value in (result.config or {}).items() if name not in ("number", "tcm")}
-    path = metrics.get("checkpoint_path") or (result.checkpoint.path if result.checkpoint else "")
-    state = "failed" if result.error else "finished" if metrics.get("done") else "unfinished"
-    return Outcome(
-        number=int((result.config or {})["number"]),
-        state=state,
-        settings=settings,
-        metrics={name: value for name, value in metrics.items() if isinstance(value, float | int)},
-        checkpoint=path,
-        run_id=metrics.get("run_id", ""),
-        seconds=metrics.get("time_total_s", 0.0),
-        error=last_line(str(result.error)) if result.error else "",
+    request = taken.per_worker if taken.workers == 1 else {"memory": 1.0}
+    return Bench(
+        name=name,
+        storage=study.storage,
+        trainable=ray.tune.with_parameters(run, study=study),
+        request=request,
+        at_once=options.trials_at_once or resources.trials_at_once(taken),
+        reuse=taken.workers == 1,
+        callbacks=[Progress(trials, study.config.train.epochs), resources.Waiting(taken)],
     )
 
 
-def _finish(outcomes: list[Outcome], chosen: Outcome, study: Study, record: Writer, *, toy: bool) -> None:
-    """Table, test classes, figures, registry."""
+def _unfinished(outcomes: Sequence[Outcome]) -> bool:
+    return any(outcome.state == "unfinished" for outcome in outcomes)
+
+
+def _finals(options: Options, outcomes: Sequence[Outcome], study: Study, words: list[str]) -> finals.Finals:
+    """Trains the finalists over new seeds."""
+    objective = options.objective
+    chosen = finals.finalists(outcomes, options.finalists, objective.tolerance, objective.mode)
+    first = study.config.train.seed + 1  # the search's own seed chose them, and would flatter them
+    points = finals.points(chosen, range(first, first + options.seeds))
+    print(f"\n{len(chosen)} finalists over {options.seeds} new seeds: {len(points)} trainings\n")
+    ran = _bench(options, study, f"{study.name}-finals", len(points)).run(points)
+    if len(ran) < len(points) or _unfinished(ran):
+        _stop(outcomes, options, study, words)
+    return finals.judge(ran, objective.tolerance, objective.mode)
+
+
+def _finish(
+    options: Options,
+    outcomes: list[Outcome],
+    chosen: Outcome,
+    study: Study,
+    record: Writer,
+    words: list[str],
+    *,
+    toy: bool,
+) -> None:
+    """Table, finals, test classes, figures, registry."""
     report.print_trials(outcomes, chosen)
-    reference = baseline(outcomes)
-    models = [chosen] if reference is None or reference is chosen else [chosen, reference]
+    if options.objective.mode == "pareto":
+        report.print_front(front(outcomes))
+    winning_run, reference = chosen, baseline(outcomes)
+    if options.seeds:
+        over_seeds = _finals(options, outcomes, study, words)
+        report.print_finals(over_seeds)
+        record.summary(report.finals_summary(over_seeds))
+        chosen = next(outcome for outcome in outcomes if outcome.number == over_seeds.winner.number)
+        winning_run, reference = over_seeds.model()
+    print(f"winner: trial {chosen.number}, {RULES[options.objective.mode]} within the tolerance")
+    models = [winning_run] if reference is None or reference is winning_run else [winning_run, reference]
     tested = promote.test([model.checkpoint for model in models], study.resources)
     winning, before = tested[0], None if reference is None else tested[-1]
     report.print_test(before, winning, toy=toy)
-    if reference is chosen:
+    if chosen.number == 0:
         print("No margins beat the baseline within the tolerance: the champion is the encoder without TCM.")
-    record.summary({**report.summary(before, winning), "val/winner/score": chosen.score})
+    record.summary({**report.summary(before, winning), "val/winner/score": winning_run.score})
     record.tags({"winner": str(chosen.number)})
     if before is not None and before.curves is not None and winning.curves is not None:
         figure = plots.compare_utility(before.curves, winning.curves, c=study.config.evaluate.utility_c)
@@ -193,7 +241,9 @@ def _finish(outcomes: list[Outcome], chosen: Outcome, study: Study, record: Writ
         if o.state == "finished"
     ]
     record.figure(plots.search_scatter(rows), "figures/search.png")
-    version = promote.register(chosen.checkpoint, winning, run_id=chosen.run_id)
+    # A trial that was stopped early had no time to end its run.
+    study.store.end_children(study.parent)
+    version = promote.register(winning_run.checkpoint, winning, run_id=winning_run.run_id)
     record.tags({"champion": f"{version.name}/{version.version}"})
     print(f"registered {version.name} version {version.version}, alias champion (trial {chosen.number})")
 
@@ -202,14 +252,19 @@ def _state(outcome: Outcome, chosen: Outcome) -> str:
     return "winner" if outcome is chosen else "baseline" if outcome.number == 0 else "other"
 
 
-def _stop(outcomes: list[Outcome], options: Options, study: Study, words: list[str]) -> NoReturn:
+def _stop(outcomes: Sequence[Outcome], options: Options, study: Study, words: list[str]) -> NoReturn:
     """Says how to go on after Ctrl-C, and leaves no run behind that looks alive."""
     study.store.end_children(study.parent)
     done = sum(outcome.state != "unfinished" for outcome in outcomes)
-    again = " ".join(word for word in words if word != "--resume")
+    again = " ".join(_without_secrets(word, options) for word in words if word != "--resume")
     print(f"\ninterrupted: {done} of {options.trials} trials are done and kept. Go on with:")
     print(f"  python -m tune.search {again}{' ' if again else ''}--resume")
     raise SystemExit(130)
+
+
+def _without_secrets(word: str, options: Options) -> str:
+    given = options.optuna_storage
+    return word.replace(given, storage.shown(given)) if given and given in word else word
 
 
 def _overhead() -> str:
@@ -238,14 +293,17 @@ def _name(options: Options, storage: str) -> str:
     return found[-1].parent.name
 
 
-def _params(options: Options, config: Config) -> dict[str, object]:
+def _params(options: Options, config: Config, space: Space, url: str) -> dict[str, object]:
+    own = replace(options, optuna_storage=storage.shown(url))
+    names = (
+        *("trials", "sampler", "grid_points", "early_stop", "seeds", "finalists", "workers_per_trial"),
+        *("optuna_storage", "seed"),
+    )
     return {
         **config.flat,
-        "objective.weight": options.objective.weight,
-        "objective.tolerance": options.objective.tolerance,
-        "trials": options.trials,
-        "workers_per_trial": options.workers_per_trial,
-        "seed": options.seed,
+        **{f"objective.{name}": value for name, value in options.objective.model_dump().items()},
+        **{name: getattr(own, name) for name in names},
+        "space": str(space),
     }
 
 

@@ -14,6 +14,8 @@ from cluster.run_folder import RunFolder
 from cluster.tracking import Store
 from cluster.worker import Job, tracked, work
 from dml.config import Config
+from tune.early_stopping import ENDED
+from tune.space import Point, settings
 
 _trials_of_this_process = itertools.count()
 
@@ -39,25 +41,28 @@ class Study:
     parent: str
 
 
-def run(params: dict[str, float | str], study: Study) -> None:
+def run(params: Point, study: Study) -> None:
     """Trains with these parameters and reports to Ray Tune.
 
     One worker trains inside this process, which Tune reuses for the next trial; more are a Ray Train job.
 
     Args:
-        params: "number", and dotted settings; "tcm" (on or off) is implied by tcm.weight.
+        params: "number", and dotted settings (`space.settings`); "train.seed" where a finalist is trained again.
         study: what trials share.
     """
-    number = int(params["number"])
-    settings = {name: value for name, value in params.items() if name not in ("number", "tcm")}
+    number, seed = int(str(params["number"])), params.get("train.seed")
+    name = f"trial {number}" if number else "trial 0 (baseline without TCM)"
+    tags = {"kind": "trial", "trial": str(number)}
+    if seed is not None:
+        name, tags = f"{name}, seed {seed}", {**tags, "kind": "final", "seed": str(seed)}
     job = Job(
         # A trial's reports are of evaluated epochs, which is what searchers compare.
-        config=study.config.replace(**settings, **{"train.checkpoint_every_steps": None}),
-        name=f"trial {number}" if number else "trial 0 (baseline without TCM)",
+        config=study.config.replace(**settings(params), **{"train.checkpoint_every_steps": None}),
+        name=name,
         store=study.store,
         parent=study.parent,
-        key=f"{study.name}/{number}",
-        tags={"kind": "trial", "trial": str(number)},
+        key=f"{study.name}/{number}" + ("" if seed is None else f"/seed {seed}"),
+        tags=tags,
     )
     with tracked(job) as job:
         if study.resources.workers == 1:
@@ -73,7 +78,7 @@ def _in_this_process(job: Job) -> None:
         kept = ray.tune.Checkpoint.from_directory(folder) if folder is not None else None
         ray.tune.report({**metrics, "trials_before_in_process": before}, checkpoint=kept)
 
-    work(job, report, device=session.use_device())
+    ray.tune.report({**work(job, report, device=session.use_device()), "trials_before_in_process": before, ENDED: True})
 
 
 def _over_workers(job: Job, study: Study) -> None:
@@ -83,4 +88,4 @@ def _over_workers(job: Job, study: Study) -> None:
     callbacks = [TuneReportCallback()]
     trained = train.fit(job, study.resources, RunFolder(study.storage, name), callbacks=callbacks)
     # The last report's path is that of the last checkpoint.
-    ray.tune.report({**trained.metrics, "checkpoint_path": trained.checkpoint})
+    ray.tune.report({**trained.metrics, "checkpoint_path": trained.checkpoint, ENDED: True})

@@ -53,7 +53,11 @@ def test_a_mistake_is_named_in_one_line(capsys: pytest.CaptureFixture[str], word
 
 def test_the_search_refuses_alike(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "unknown option '--trial'; valid: --trials, " in stopped(capsys, ["--trial", "3"], search.main)
-    assert "objective.weight" in stopped(capsys, ["--objective.weight", "-1"], search.main)
+    said = stopped(capsys, ["--objective.weight", "-1"], search.main)
+    assert "objective.weight: Input should be greater than or equal to 0 (got -1.0)" in said
+    assert "unknown option '--objective.mod'; valid: --objective.mode, " in stopped(
+        capsys, ["--objective.mod", "pareto"], search.main
+    )
     words = ["--recipe", "image_folder", "--data.root", str(tmp_path / "none")]
     assert str(tmp_path / "none") in stopped(capsys, words, search.main)
 

@@ -103,3 +103,34 @@ def test_a_sample_that_has_no_space_is_left_out(splits: datasets.Splits, encoder
     assert (len(one_class.classes), len(one_image_each), len(nothing)) == (1, 6, 0)
     for sample in (one_class, one_image_each, nothing):
         assert evaluate.space_of(encoder, sample, CONFIG, device=CPU) == {}
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_bounding_similarities_are_those_of_the_sorted_pairs(distance: str) -> None:
+    """The oracle sorts all pairs: so many negatives lie at or above a bound, and so many positives below one."""
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 12
+    embeddings = torch.nn.functional.normalize(
+        torch.randn(60, 8, dtype=torch.float64) + 2 * torch.eye(12, 8)[labels], dim=1
+    )
+    config = EvaluateConfig.model_validate({"far_min": 0.02, "far_max": 0.2, "distance": distance})
+    metrics = evaluate.measure(embeddings, labels, config)
+    pairs = [(i, j) for i in range(60) for j in range(i)]
+    similarity = {pair: float(embeddings[pair[0]] @ embeddings[pair[1]]) for pair in pairs}
+    negatives = sorted((s for (i, j), s in similarity.items() if labels[i] != labels[j]), reverse=True)
+    positives = sorted(s for (i, j), s in similarity.items() if labels[i] == labels[j])
+    for name, bound in (("far_min", 0.02), ("far_max", 0.2)):
+        expected = negatives[int(bound * len(negatives)) - 1]
+        assert metrics[f"similarity_at_{name}"] == pytest.approx(expected, abs=2e-6)
+    assert metrics["similarity_at_frr_max"] == pytest.approx(positives[int(0.2 * len(positives))], abs=2e-6)
+
+
+def test_bounding_similarities_where_nothing_can_be_told_apart() -> None:
+    collapsed = evaluate.measure(torch.ones(40, 4), torch.arange(40) % 8, EvaluateConfig())
+    names = ("similarity_at_far_min", "similarity_at_far_max", "similarity_at_frr_max")
+    assert [collapsed[name] for name in names] == pytest.approx([1, 1, 1], abs=2e-6)
+    torch.manual_seed(0)
+    embeddings, labels = torch.randn(30, 4), torch.tensor([0, 0, *range(1, 29)])
+    metrics = evaluate.measure(embeddings, labels, EvaluateConfig())
+    only = float(torch.nn.functional.cosine_similarity(embeddings[0], embeddings[1], dim=0))
+    assert metrics["similarity_at_frr_max"] == pytest.approx(only, abs=2e-6), "one positive: the least of them"

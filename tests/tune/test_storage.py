@@ -1,0 +1,148 @@
+"""Where a study is kept: which database, what is said when it cannot be opened, and that no password shows."""
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from dml import recipes
+from tune import early_stopping, sampler, search, storage
+from tune.objective import Objective
+from tune.optuna_search import StudySearch
+from tune.space import Space
+from tune.trials import Bench
+
+
+def test_a_study_lies_in_sqlite_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(storage.VARIABLE, raising=False)
+    assert storage.url("") == f"sqlite:///{tmp_path / 'runs' / 'optuna.db'}"
+    monkeypatch.setenv(storage.VARIABLE, "postgresql://u:secret@h/d")
+    assert storage.url("") == "postgresql+psycopg://u:secret@h/d"
+    assert storage.url("sqlite:////x.db") == "sqlite:////x.db"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+psycopg://u:secret@h:5432/d", "postgresql+psycopg://u:***@h:5432/d"),
+        ("postgresql://u@h/d?sslmode=require", "postgresql://u@h/d?sslmode=require"),
+        ("sqlite:////shared/optuna.db", "sqlite:////shared/optuna.db"),
+    ],
+)
+def test_a_password_is_not_shown(url: str, shown: str) -> None:
+    assert storage.shown(url) == shown
+    assert "secret" not in storage.shown("postgresql://u@h/d?password=secret&sslpassword=secret")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("optuna.db", "is no URL of a database, such as sqlite:////shared/optuna.db or postgresql://"),
+        ("postgresql://u:secret@h:port/d", "is no URL of a database"),
+        ("nosuch://u:secret@h/d", "nosuch://u:***@h/d: SQLAlchemy knows no such database or driver"),
+        ("mssql+pymssql://u:secret@h/d", "mssql+pymssql://u:***@h/d: pymssql is not installed"),
+        ("sqlite:////no/such/folder/optuna.db", "optuna.db cannot be opened: unable to open database file"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_named_without_its_password(url: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        storage.connect(storage.url(url))
+    assert message in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_the_search_refuses_it_before_ray(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        search.main(["--recipe", "digits", "--optuna-storage", "optuna.db"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: --optuna-storage is no URL of a database")
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server of Debian's package on loopback, with a password."""
+    pytest.importorskip("psycopg")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = shutil.which("initdb") or (str(found[-1]) if found else None)
+    if initdb is None:
+        pytest.skip("needs PostgreSQL: apt-get install postgresql")
+    programs = Path(initdb).resolve().parent
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own folders are closed to another user
+    (folder / "password").write_text("secret/with:signs@")
+    # PostgreSQL refuses to run as root; Debian's package brings a user for it.
+    user = "postgres" if getpass.getuser() == "root" else getpass.getuser()
+    if os.geteuid() == 0:
+        shutil.chown(folder, user)
+        shutil.chown(folder / "password", user)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    data = folder / "data"
+
+    def run(program: str, *words: str) -> None:
+        as_user = {"user": user, "group": user, "extra_groups": ()} if os.geteuid() == 0 else {}
+        subprocess.run(
+            [str(programs / program), "-D", str(data), *words],
+            cwd=folder, check=True, timeout=120, stdout=subprocess.DEVNULL, **as_user,  # type: ignore[call-overload]
+        )  # fmt: skip
+
+    run("initdb", "-U", "searcher", "--auth=scram-sha-256", f"--pwfile={folder / 'password'}", "--no-sync")
+    run("pg_ctl", "start", "-w", "-o", f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -F")
+    try:
+        yield f"postgresql://searcher:secret%2Fwith%3Asigns%40@127.0.0.1:{port}/postgres"
+    finally:
+        run("pg_ctl", "stop", "-m", "immediate")
+        shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_a_study_in_postgresql(
+    postgres: str, tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real server: a search, its state without the password, and what a second look at the study finds."""
+
+    def train(params: dict[str, object]) -> None:
+        import ray.tune
+
+        number = float(str(params["number"]))
+        for epoch in range(1, 9):
+            recall = (0.9 + number / 100) * epoch / 8
+            report = {"epoch": epoch, "best/recall@1": recall, "best/opis": 0.01, "best/score": recall - 0.1}
+            ray.tune.report(report)
+        ray.tune.report({**report, "ended": True})
+
+    url = storage.url(postgres)
+    recipe = recipes.digits("short").replace(**{"train.epochs": 8})
+    space = Space.of([], recipe)
+    searcher = StudySearch(
+        space,
+        Objective(),
+        sampler=sampler.build("tpe", seed=0, trials=6),
+        points=space.first_points(),
+        trials=6,
+        design=True,
+        study="far away",
+        url=url,
+    )
+    bench = Bench("far", str(tmp_path / "ray"), train, {"CPU": 1}, 2)
+    outcomes = bench.search(searcher, early_stopping.build("asha", recipe.train), 6)
+    states = {outcome.number: outcome.state for outcome in outcomes}
+    trials = optuna.load_study(study_name="far away", storage=url).trials
+    told = {"finished": "COMPLETE", "pruned": "PRUNED"}
+    assert [trial.state.name for trial in trials] == [told[states[number]] for number in range(6)]
+    kept = [path for path in (tmp_path / "ray").rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
+    assert kept == [], "no file of the search holds the password"
+    said = capsys.readouterr()
+    assert "secret" not in said.out + said.err
+
+    with pytest.raises(ValueError, match=r"searcher:\*\*\*@127.*password authentication failed") as refused:
+        storage.connect(url.replace("secret", "guess"))
+    assert "guess" not in str(refused.value)
