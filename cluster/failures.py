@@ -3,6 +3,7 @@
 import ray.train
 import torch
 
+from cluster import messages
 from dml import gather
 
 
@@ -40,10 +41,11 @@ class Retries(ray.train.UserCallback):
 
     Args:
         limit: losses of workers in a row, without a checkpoint in between, that are made up for.
+        run_id: MLflow run, whose driver is told of each loss that is made up for; empty tells nobody.
     """
 
-    def __init__(self, limit: int = 3) -> None:
-        self.limit, self.in_a_row = limit, 0
+    def __init__(self, limit: int = 3, *, run_id: str = "") -> None:
+        self.limit, self.in_a_row, self._run_id = limit, 0, run_id
 
     def after_report(
         self,
@@ -65,13 +67,15 @@ class Retries(ray.train.UserCallback):
             if isinstance(error, TrainingError):
                 raise error
         self.in_a_row += 1
+        ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
+        reason = _last_line(worker_exceptions[min(worker_exceptions)])
         if self.in_a_row > self.limit:
-            ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
-            first = worker_exceptions[min(worker_exceptions)]
             raise TrainingError(
-                f"ranks {ranks} were lost, {self.in_a_row} times in a row without a checkpoint in between: "
-                f"{_last_line(first)}"
+                f"ranks {ranks} were lost, {self.in_a_row} times in a row without a checkpoint in between: {reason}"
             )
+        if self._run_id:
+            lost = f"ranks {ranks} were lost ({reason}); the training goes on from its newest checkpoint"
+            messages.post(self._run_id, {"warning": lost})
 
 
 def _last_line(error: Exception) -> str:

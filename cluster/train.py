@@ -1,6 +1,5 @@
 """Trains one model with Ray Train: `python -m cluster.train --recipe digits --workers 2`."""
 
-import logging
 import sys
 import uuid
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import tyro
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 
-from cluster import command_line, measure, progress, registry, run_folder, session, shared_storage
+from cluster import command_line, measure, messages, progress, registry, run_folder, session, shared_storage
 from cluster.failures import Retries, TrainingError, as_training_error
 from cluster.progress import Poster
 from cluster.run_folder import Record, RunFolder
@@ -24,7 +23,6 @@ from dml import checkpoint
 from dml.config import Config
 from dml.state import State, differences
 
-log = logging.getLogger(__name__)
 _RESOURCES = ("workers", "cpus_per_worker", "gpus_per_worker")
 
 
@@ -61,6 +59,7 @@ def fit(
     Raises:
         TrainingError: it cannot go on; the message carries a rank and its error.
     """
+    assert job.run is not None
     trainer = TorchTrainer(
         cast(Any, _worker),  # typed as one that returns nothing
         train_loop_config={"job": job, "folder": folder},
@@ -73,7 +72,8 @@ def fit(
                 num_to_keep=run_folder.KEPT, checkpoint_score_attribute=run_folder.RANK
             ),
             failure_config=ray.train.FailureConfig(max_failures=-1),  # Retries says when it is enough
-            callbacks=cast(Any, [*callbacks, Retries()]),  # typed as the callbacks of Ray's first Train API
+            # Typed as the callbacks of Ray's first Train API.
+            callbacks=cast(Any, [*callbacks, Retries(run_id=job.run.run_id)]),
         ),
     )
     return Trained(cast(Any, finish(trainer)).return_value, folder.best())
@@ -109,7 +109,7 @@ def _worker(settings: dict[str, Any]) -> dict[str, float | str]:
     assert job.run is not None
     poster = Poster(job.run.run_id, job.config)
     try:
-        resume = _newest(settings["folder"], me)
+        resume = _newest(settings["folder"], me, job.run.run_id)
         return work(job, report, device=session.use_rank_device(), seen=poster, resume=resume, every=True)
     except Exception as error:
         raise as_training_error(me, error) from error
@@ -118,12 +118,12 @@ def _worker(settings: dict[str, Any]) -> dict[str, float | str]:
             poster.unsent(job.run)
 
 
-def _newest(folder: RunFolder, me: int) -> State | None:
+def _newest(folder: RunFolder, me: int, run_id: str) -> State | None:
     """The state that the first rank finds newest, on every rank."""
     if me == 0:
         found = folder.newest()
         for problem in found.unusable:
-            log.warning("%s; the checkpoint before it is used", problem)
+            messages.post(run_id, {"warning": f"{problem}; the checkpoint before it is used"})
         broadcast_from_rank_zero(found.name)
         return found.state
     name = broadcast_from_rank_zero("")
@@ -179,17 +179,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         shared_storage.check(_storage(options.storage))
         folder, job = _begin(options) if not resumed else _go_on(options)
         shown.begin(folder.name, splits, resources.counts)
-        with tracked(job, patience=0) as job:
-            assert job.run is not None
-            try:
+        try:
+            with tracked(job, patience=0) as job:
+                assert job.run is not None
                 with shown.following(job.run.run_id):
                     trained = fit(job, resources, folder)
                     if trained.checkpoint:
                         measure.keep_best(job.run, trained.checkpoint, resources, figures=options.figures)
-            except (KeyboardInterrupt, SystemExit):  # the latter is how Ray Train answers Ctrl-C
-                again = f" --storage {options.storage}" if options.storage else ""
-                print(f"interrupted: python -m cluster.train --resume {folder.name}{again} goes on", flush=True)
-                raise SystemExit(130) from None
+        except (KeyboardInterrupt, SystemExit):  # the latter is how Ray Train answers Ctrl-C
+            again = f" --storage {options.storage}" if options.storage else ""
+            print(f"interrupted: python -m cluster.train --resume {folder.name}{again} goes on", flush=True)
+            return 130
     shown.end(trained.metrics, trained.checkpoint or "none", job.run, toy=splits.toy)
     if warning := unsent_warning(job.run.unsent):
         command_line.warn(warning)
@@ -198,6 +198,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _storage(given: str) -> str:
     return session.local_path(given or session.storage())
+
+
+def _say(options: Options, line: str) -> None:
+    if not options.quiet:
+        print(line, flush=True)
 
 
 def _job(options: Options, name: str, key: str) -> Job:
@@ -251,14 +256,14 @@ def _go_on(options: Options) -> tuple[RunFolder, Job]:
     job = _job(options, options.resume, record.key)
     why = folder.mend()
     if why:
-        print(f"warning: Ray Train's list of checkpoints is set aside: {why}")
+        command_line.warn(f"Ray Train's list of checkpoints is set aside: {why}")
     found = folder.newest()
     for problem in found.unusable:
-        print(f"warning: {problem}; the checkpoint before it is used")
+        command_line.warn(f"{problem}; the checkpoint before it is used")
     if found.state is not None:
-        print(f"{options.resume} goes on after step {found.state.progress.step}, from {found.name}")
+        _say(options, f"{options.resume} goes on after step {found.state.progress.step}, from {found.name}")
         return folder, replace(job, init_from=record.init)
-    print(f"{options.resume} begins anew: it has no checkpoint yet")
+    _say(options, f"{options.resume} begins anew: it has no checkpoint yet")
     return folder, _warm(job, record.init) if record.init else job
 
 

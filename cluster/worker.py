@@ -57,7 +57,7 @@ class Job:
 
 
 class Report(Protocol):
-    """Takes an epoch's metrics, with the checkpoint folder of a new best epoch (None otherwise), on every rank."""
+    """Takes metrics, on every rank; on the first with the folder of a checkpoint where one was written, else None."""
 
     def __call__(self, metrics: dict[str, float | str], folder: Path | None) -> None: ...  # noqa: D102
 

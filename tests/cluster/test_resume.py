@@ -92,6 +92,14 @@ def assert_same(found: Weights, expected: Weights) -> None:
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
+def mlflow_steps(here: Path, name: str) -> list[int]:
+    client = MlflowClient(f"sqlite:///{here / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("onethreshold")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    return [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
+
+
 def mlflow_runs(here: Path) -> list[str]:
     client = MlflowClient(f"sqlite:///{here / 'runs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("onethreshold")
@@ -113,6 +121,10 @@ def test_a_killed_worker_goes_on_in_the_same_command(here: Path, expected: Weigh
     assert_same(weights(newest(here, "worker")), expected)
     assert re.search(r"^best epoch \d: val Recall@1", said, re.MULTILINE)
     assert mlflow_runs(here) == ["FINISHED"], "one run, whatever died"
+    assert re.search(r"^warning: ranks .* were lost .*; the training goes on from its newest", said, re.MULTILINE)
+    read = sorted({*range(10, 61, 10), *range(8, 61, 8)})
+    assert mlflow_steps(here, "train/loss") == read, "none twice, though some were trained twice"
+    assert mlflow_steps(here, "val/opis") == [20, 40, 60]
 
 
 @pytest.mark.slow
