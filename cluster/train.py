@@ -17,7 +17,7 @@ from cluster import command_line, measure, messages, progress, registry, run_fol
 from cluster.failures import Retries, TrainingError, as_training_error
 from cluster.progress import Poster
 from cluster.run_folder import Record, RunFolder
-from cluster.tracking import Store, unsent_warning
+from cluster.tracking import Store, import_ahead, unsent_warning
 from cluster.worker import Job, tracked, work
 from dml import checkpoint
 from dml.config import Config
@@ -168,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = command_line.parse(Options, words) if not resumed else _resumed(words, resumed)
     splits = command_line.preflight(options.config)
     shown = progress.Progress(options.config, quiet=options.quiet)
+    import_ahead()
     session.connect()
     with command_line.one_line_errors():
         resources = session.Resources.of(
