@@ -71,8 +71,10 @@ class Resources:
         *,
         resize_seconds: float = 60.0,
     ) -> "Resources":
-        """Resources with what is not given taken from the cluster: a GPU a worker when it has any, with its share of
-        the CPUs of its node, which read the images; else a CPU a worker.
+        """Resources with what is not given taken from the cluster.
+
+        A GPU a worker when it has any, with its share of the CPUs of its node, which read the images; else a CPU a
+        worker.
 
         Args:
             workers: how many, or "MIN:MAX" of an elastic job.

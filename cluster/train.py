@@ -144,7 +144,7 @@ class Options:
     resize_seconds: float = 60.0
     """With --workers MIN:MAX, seconds between two looks for room to grow."""
     cpus_per_worker: float | None = None
-    """CPUs of each rank; 1 unless given."""
+    """CPUs of each rank; unless given, its GPU's share of the node's, or 1 without GPUs."""
     gpus_per_worker: float | None = None
     """GPUs of each rank; 1 when the cluster has GPUs, else 0."""
     init: str = ""

@@ -61,7 +61,7 @@ class Options:
     workers_per_trial: int = 1
     """Ranks that train each trial together by DDP."""
     cpus_per_worker: float | None = None
-    """CPUs of each rank; 1 unless given."""
+    """CPUs of each rank; unless given, its GPU's share of the node's, or 1 without GPUs."""
     gpus_per_worker: float | None = None
     """GPUs of each rank, may be a fraction; 1 when the cluster has GPUs, else 0."""
     trials_at_once: int | None = None
