@@ -26,13 +26,8 @@ _LOCAL_RAY = {
 }
 
 
-def connect(*, dashboard: bool = False) -> None:
-    """Joins the cluster at RAY_ADDRESS, or starts a local Ray on this machine; does nothing when connected already.
-
-    Args:
-        dashboard: a local Ray gets one, on loopback. Trials of several workers need it: Ray Train asks it whether one
-            that was stopped early is gone, and frees its workers.
-    """
+def connect() -> None:
+    """Joins the cluster at RAY_ADDRESS, or starts a local Ray on this machine; does nothing when connected already."""
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
@@ -41,7 +36,7 @@ def connect(*, dashboard: bool = False) -> None:
     else:
         for name, value in _LOCAL_RAY.items():
             os.environ.setdefault(name, value)
-        ray.init(address="local", include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 @dataclass(frozen=True)

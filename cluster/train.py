@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 
 import ray.train
 import ray.train.torch
+import ray.util
 import tyro
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
@@ -37,6 +38,10 @@ class Trained:
 
     metrics: dict[str, Any]
     checkpoint: str
+
+
+PLACEMENT_GROUP = "placement_group"
+"""Reported beside the metrics: the id, in hex, of the placement group that holds the workers."""
 
 
 def fit(
@@ -104,8 +109,11 @@ def _worker(settings: dict[str, Any]) -> dict[str, float | str]:
 
     def report(metrics: dict[str, float | str], folder: Path | None) -> None:
         kept = ray.train.Checkpoint.from_directory(folder) if folder is not None else None
-        ray.train.report(metrics, checkpoint=kept, checkpoint_dir_name=run_folder.checkpoint_name(int(metrics["step"])))
+        name = run_folder.checkpoint_name(int(metrics["step"]))
+        ray.train.report({**metrics, **place}, checkpoint=kept, checkpoint_dir_name=name)
 
+    group = ray.util.get_current_placement_group()
+    place = {} if group is None else {PLACEMENT_GROUP: group.id.hex()}
     assert job.run is not None
     poster = Poster(job.run.run_id, job.config)
     try:

@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         url = storage.url(options.optuna_storage)
         name = _name(options, folder)
     splits = command_line.preflight(config)
-    session.connect(dashboard=options.workers_per_trial > 1)
+    session.connect()
     with command_line.one_line_errors():
         taken = _claim(options)
         store = Store.open(options.storage)
@@ -181,7 +181,7 @@ def _bench(options: Options, study: Study, name: str, trials: int) -> Bench:
         request=request,
         at_once=options.trials_at_once or resources.trials_at_once(taken),
         reuse=taken.workers == 1,
-        callbacks=[Progress(trials, study.config.train.epochs), resources.Waiting(taken)],
+        callbacks=[Progress(trials, study.config.train.epochs), resources.Waiting(taken), resources.Freeing()],
     )
 
 
