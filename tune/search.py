@@ -71,7 +71,7 @@ class Options:
     workers_per_trial: int = 1
     """Ranks that train each trial together by DDP."""
     cpus_per_worker: float | None = None
-    """CPUs of each rank; 1 unless given."""
+    """CPUs of each rank; unless given, its GPU's share of the node's, or 1 without GPUs."""
     gpus_per_worker: float | None = None
     """GPUs of each rank, may be a fraction; 1 when the cluster has GPUs, else 0."""
     trials_at_once: int | None = None
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.retrain:
         with command_line.one_line_errors(status=2):
             retrain.changed(config, options.retrain)
-    session.connect(dashboard=options.workers_per_trial > 1)
+    session.connect()
     with command_line.one_line_errors():
         taken = _claim(options)
         store = Store.open(options.storage)
@@ -197,7 +197,7 @@ def _bench(options: Options, study: Study, name: str, trials: int) -> Bench:
         request=request,
         at_once=options.trials_at_once or resources.trials_at_once(taken),
         reuse=taken.workers == 1,
-        callbacks=[Progress(trials, study.config.train.epochs), resources.Waiting(taken)],
+        callbacks=[Progress(trials, study.config.train.epochs), resources.Waiting(taken), resources.Freeing()],
     )
 
 

@@ -10,6 +10,7 @@ import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cluster import session, train
+from cluster.failures import as_training_error
 from cluster.run_folder import RunFolder
 from cluster.tracking import Store
 from cluster.worker import Job, tracked, work
@@ -78,7 +79,11 @@ def _in_this_process(job: Job) -> None:
         kept = ray.tune.Checkpoint.from_directory(folder) if folder is not None else None
         ray.tune.report({**metrics, "trials_before_in_process": before}, checkpoint=kept)
 
-    ray.tune.report({**work(job, report, device=session.use_device()), "trials_before_in_process": before, ENDED: True})
+    try:
+        last = work(job, report, device=session.use_device())
+    except Exception as error:
+        raise as_training_error(0, error) from error  # its cause in one line, as of several workers
+    ray.tune.report({**last, "trials_before_in_process": before, ENDED: True})
 
 
 def _over_workers(job: Job, study: Study) -> None:
