@@ -11,9 +11,7 @@ from dml.metrics.threshold import ThresholdCurves, opis, utility
 Interval: TypeAlias = tuple[float, float]
 
 
-def opis_difference(
-    before: ThresholdCurves, after: ThresholdCurves, c: float = 1.0
-) -> tuple[float, Interval | None]:
+def opis_difference(before: ThresholdCurves, after: ThresholdCurves, c: float = 1.0) -> tuple[float, Interval | None]:
     """OPIS of `after` minus OPIS of `before`, with its 95 % interval over classes.
 
     The delete-one-class jackknife of the difference: both models lose the same class, so what is peculiar to the class
