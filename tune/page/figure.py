@@ -110,16 +110,17 @@ def hover(outcome: Outcome, names: Sequence[str]) -> str:
 def kinds(findings: Findings, outcomes: Sequence[Outcome]) -> list[tuple[str, dict[str, Any], list[Outcome]]]:
     """The trials by how they are marked: name in the legend, plotly's marker, trials. Later ones lie above."""
     edge = {"color": PAPER, "width": 1}
+    won = "winner: the baseline" if findings.chosen is not None and findings.chosen.number == 0 else "winner"
     marks: dict[str, dict[str, Any]] = {
         "stopped early": {"symbol": "circle-open", "size": 7, "color": MUTED},
         "trial": {"symbol": "circle", "size": 8, "color": ACCENT, "line": edge},
         "baseline, no TCM": {"symbol": "square", "size": 11, "color": INK, "line": edge},
-        "winner": {"symbol": "star", "size": 16, "color": WINNER, "line": edge},
+        won: {"symbol": "star", "size": 16, "color": WINNER, "line": edge},
     }
 
     def kind(outcome: Outcome) -> str:
         if outcome is findings.chosen:
-            return "winner"
+            return won
         if outcome.number == 0:
             return "baseline, no TCM"
         return "trial" if outcome.state == "finished" else "stopped early"

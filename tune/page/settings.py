@@ -122,7 +122,7 @@ def _axis(searched: Range | Choice | None, places: Sequence[Any], *, numbers: bo
     if searched.kind == "log":
         decades = math.log10(high / low)
         ends = [math.log10(low) - 0.04 * decades, math.log10(high) + 0.04 * decades]
-        return {"type": "log", "range": ends, "exponentformat": "power", **({"dtick": 1} if decades >= 1.5 else {})}
+        return {"type": "log", "range": ends, "exponentformat": "e", **({"dtick": 1} if decades >= 1.5 else {})}
     return {"range": [low - 0.04 * (high - low), high + 0.04 * (high - low)]}
 
 
@@ -167,7 +167,10 @@ def _contour(findings: Findings, outcomes: Sequence[Outcome], metric: str, label
                 hoverinfo="skip",
             )
         )
-        caption = "Straight between trials, with nothing beyond them. The other settings of the trials differ too."
+        caption = (
+            "What stands out from the page is better. Straight between trials, with nothing beyond them; the trials' "
+            "other settings differ too."
+        )
     scatter(figure, findings, list(zip(outcomes, x.tolist(), y.tolist(), strict=True)), showlegend=False)
     best = outcomes[int(z.argmin() if metric == "opis" else z.argmax())]
     alternative = (

@@ -8,7 +8,7 @@ from tune import report
 from tune.finals import Difference
 from tune.objective import Outcome
 from tune.page.findings import Findings, shown, value_of
-from tune.page.verdict import Figures, percent, points
+from tune.page.verdict import Figures, percent, points, score
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,14 @@ def comparisons(findings: Findings) -> list[Table]:
     found = []
     before, after = findings.compared
     if after is not None:
-        reference = None if before is None else Figures.on_val(before)
+        reference = None if before is None or before is after else Figures.on_val(before)
         seeds = "" if findings.finals is None else f", means over {len(findings.finals.seeds)} seeds"
         caption = f"Val classes, by which it was chosen{seeds}"
         found.append(_table("val", caption, reference, Figures.on_val(after)))
     tested = findings.tested
     if tested is not None:
-        reference = None if findings.tested_baseline is None else Figures.on_test(findings.tested_baseline)
+        base = findings.tested_baseline
+        reference = None if base is None or base is tested else Figures.on_test(base)
         caption = f"{tested.classes} test classes, seen once"
         found.append(_table("test", caption, reference, Figures.on_test(tested)))
     return found
@@ -95,30 +96,29 @@ def trials(findings: Findings) -> Table:
         *("Recall@1", "OPIS", "noise floor", "mean utility", "Score", "seconds"),
     )
     marked = frozenset(index for index, outcome in enumerate(ordered) if outcome is findings.chosen)
-    w = findings.objective.weight
     caption = (
-        f"Trials on val classes, ranked by the search's rule. Score is Recall@1 - {w:g} * sqrt(OPIS); figures are of "
+        f"Trials on val classes, ranked by the search's rule. Score is {score(findings)}; figures are of "
         "the best epoch, where a trial was stopped early the best until then"
     )
     return Table("all-trials", caption, head, tuple(rows), frozenset({1}), marked)
 
 
 def _table(key: str, caption: str, before: Figures | None, after: Figures) -> Table:
-    def row(name: str, digits: int, old: float, new: float, change: str) -> tuple[str, ...]:
-        known = before is not None and math.isfinite(old)
-        return name, _figure(old, digits) if known else "", _figure(new, digits), change if known else ""
-
     old = before or after
     rows = (
-        row("Recall@1", 4, old.recall, after.recall, points(old.recall, after.recall)),
-        row("OPIS", 5, old.opis, after.opis, percent(old.opis, after.opis)),
-        row("sqrt(OPIS)", 4, old.opis**0.5, after.opis**0.5, percent(old.opis**0.5, after.opis**0.5)),
+        ("Recall@1", 4, old.recall, after.recall, points(old.recall, after.recall)),
+        ("OPIS", 5, old.opis, after.opis, percent(old.opis, after.opis)),
+        ("sqrt(OPIS)", 4, old.opis**0.5, after.opis**0.5, percent(old.opis**0.5, after.opis**0.5)),
         # The floor says how far to trust the lines above; less is not better.
-        row("OPIS noise floor", 5, old.floor, after.floor, ""),
-        row("mean utility", 4, old.utility, after.utility, percent(old.utility, after.utility)),
-        row("score", 4, old.score, after.score, f"{after.score - old.score:+.4f}"),
+        ("OPIS noise floor", 5, old.floor, after.floor, ""),
+        ("mean utility", 4, old.utility, after.utility, percent(old.utility, after.utility)),
+        ("score", 4, old.score, after.score, f"{after.score - old.score:+.4f}"),
     )
-    return Table(key, caption, ("Figure", "baseline", "winner", "change"), rows)
+    if before is None:
+        alone = tuple((name, _figure(new, digits)) for name, digits, _, new, _ in rows)
+        return Table(key, caption, ("Figure", "winner"), alone)
+    both = tuple((name, _figure(was, digits), _figure(new, digits), change) for name, digits, was, new, change in rows)
+    return Table(key, caption, ("Figure", "baseline", "winner", "change"), both)
 
 
 def _cell(outcome: Outcome, name: str) -> str:

@@ -26,11 +26,12 @@ def _history(findings: Findings, metric: str, direction: str) -> Panel:
     if not found:
         return Panel(key, title, "No trial reported a figure.")
     best = _best_so_far(findings, metric, max if direction == "max" else min)
-    figure = blank("trial", label)
-    _line(figure, [number for number, _ in best], [value for _, value in best], "best so far", shape="hv")
+    figure, last = blank("trial", label), max(outcome.number for outcome in findings.outcomes)
+    steps = [*best, *((last, value) for _, value in best[-1:])]
+    _line(figure, [number for number, _ in steps], [value for _, value in steps], "best so far", shape="hv")
     values = [outcome.metrics[metric] for outcome in found]
     scatter(figure, findings, [(outcome, outcome.number, outcome.metrics[metric]) for outcome in found])
-    figure.update_xaxes(range=[-0.7, max(outcome.number for outcome in findings.outcomes) + 0.7])
+    figure.update_xaxes(range=[-0.7, last + 0.7])
     _whole_numbers(figure, len(findings.outcomes))
     limits = frame(values, [value for _, value in best])
     figure.update_yaxes(range=limits)
@@ -67,7 +68,6 @@ def pareto(findings: Findings) -> Panel:
         return Panel(key, title, "No trial finished.")
     figure = blank("sqrt(OPIS)", "Recall@1")
     best = front(finished)
-    _line(figure, [math.sqrt(o.opis) for o in best], [o.recall for o in best], "Pareto front", shape="vh")
     scatter(figure, findings, [(outcome, math.sqrt(outcome.opis), outcome.recall) for outcome in finished])
     marks = [outcome for outcome in (findings.baseline, findings.chosen) if outcome is not None]
     floor = math.sqrt(marks[-1].metrics.get("best/opis_noise_floor", math.nan)) if marks else math.nan
@@ -91,6 +91,9 @@ def pareto(findings: Findings) -> Panel:
         caption += " Below the dashed line no trial can win: the baseline's Recall@1 less the tolerance."
     if math.isfinite(floor):
         caption += " The dotted line is the winner's noise floor."
+    # To the edges of the frame: what lies below and right of it is beaten.
+    x, y = [math.sqrt(outcome.opis) for outcome in best], [outcome.recall for outcome in best]
+    _line(figure, [x_limits[1], *x, x[-1]], [y[0], *y, y_limits[0]], "Pareto front", shape="vh")
     figure.update_xaxes(range=x_limits)
     figure.update_yaxes(range=y_limits)
     beyond = [

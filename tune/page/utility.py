@@ -20,6 +20,8 @@ SPREADS = ((0.01, 0.99), (0.10, 0.90), (0.25, 0.75))
 def curves(findings: Findings) -> list[Panel]:
     """Utility of the test classes over the calibration range: the baseline's, then the winner's, on the same axes."""
     models = [("baseline", findings.tested_baseline), ("winner", findings.tested)]
+    if findings.tested is findings.tested_baseline:
+        models = models[1:]
     found = [(name, model.curves) for name, model in models if model is not None and model.curves is not None]
     if not found:
         return []

@@ -1,7 +1,7 @@
 """What a search came to in a few sentences, and what speaks against believing it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dml.metrics.opis_interval import Interval, opis_difference
@@ -68,6 +68,12 @@ def counted(findings: Findings) -> str:
     return ", ".join(f"{count} {word}" for count, word in counts if count)
 
 
+def score(findings: Findings) -> str:
+    """The formula of the score with this search's weight."""
+    weight = findings.objective.weight
+    return f"Recall@1 - {'' if weight == 1 else f'{weight:g} * '}sqrt(OPIS)"
+
+
 def points(before: float, after: float) -> str:
     """A change of a share in points of percent: +1.18 points."""
     return f"{100 * (after - before):+.2f} points"
@@ -87,17 +93,21 @@ def interval_of_opis(findings: Findings) -> tuple[float, Interval | None] | None
 
 
 def _searched(findings: Findings) -> str:
-    config, names = findings.config, [name.removeprefix("tcm.") for name in findings.names if name != "tcm.weight"]
-    varied = f"TCM's weight{''.join(f', {name}' for name in names)}"
+    config, trials = findings.config, f"{len(findings.outcomes)} trial{'s' if len(findings.outcomes) > 1 else ''}"
+    searched = ", ".join([f"TCM's {_listed(findings.space.tcm)}", *findings.space.others])
     sampler = findings.options.get("sampler")
     by = f" by {sampler}" if sampler else ""
-    rule = RULES[findings.objective.mode].replace(" w ", f" {findings.objective.weight:g} ")
-    trials = f"{len(findings.outcomes)} trial{'s' if len(findings.outcomes) > 1 else ''}"
+    rule = RULES[findings.objective.mode].replace("Recall@1 - w * sqrt(OPIS)", score(findings))
     return (
         f"{trials} on {config.data.dataset} (encoder {config.encoder.name}, loss {config.loss.name}) searched "
-        f"{varied}{by}, for {rule} with Recall@1 at most {100 * findings.objective.tolerance:g} points below the "
+        f"{searched}{by}, for {rule} with Recall@1 at most {100 * findings.objective.tolerance:g} points below the "
         f"baseline, which has no TCM: {counted(findings)}."
     )
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = (name.removeprefix("tcm.") for name in names)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _won(findings: Findings) -> list[str]:
@@ -206,13 +216,13 @@ def _transfer(findings: Findings) -> list[str]:
     if before is None or after is None or before is after or tested is None or tested_before is None:
         return []
     found = []
-    val = Figures.on_val(before), Figures.on_val(after)
-    test = Figures.on_test(tested_before), Figures.on_test(tested)
-    for name, better, change in (
-        ("OPIS", -1, lambda pair: pair[1].opis - pair[0].opis),
-        ("Recall@1", 1, lambda pair: pair[1].recall - pair[0].recall),
+    old, new = Figures.on_val(before), Figures.on_val(after)
+    tested_old, tested_new = Figures.on_test(tested_before), Figures.on_test(tested)
+    for name, on_val, on_test in (
+        ("OPIS", old.opis - new.opis, tested_old.opis - tested_new.opis),
+        ("Recall@1", new.recall - old.recall, tested_new.recall - tested_old.recall),
     ):
-        if better * change(val) > 0 > better * change(test):
+        if on_val > 0 > on_test:
             found.append(f"{name} improved on val, by which the trial was chosen, and became worse on test.")
     interval = interval_of_opis(findings)
     if interval is not None and interval[1] is not None and _holds_zero(interval[1]):

@@ -48,6 +48,8 @@ def findings(
     if seeds and chosen is not None:
         over_seeds = _finals(outcomes, objective, seeds)
         chosen = next(outcome for outcome in outcomes if outcome.number == over_seeds.winner.number)
+    before = _tested(1.0, classes) if tested and outcomes[0].state == "finished" else None
+    after = before if chosen is not None and chosen.number == 0 else _tested(0.75, classes)
     return Findings(
         name=name,
         outcomes=outcomes,
@@ -56,8 +58,8 @@ def findings(
         config=config,
         chosen=chosen,
         finals=over_seeds,
-        tested=_tested(0.75, classes) if tested and chosen is not None else None,
-        tested_baseline=_tested(1.0, classes) if tested and outcomes[0].state == "finished" else None,
+        tested=after if tested and chosen is not None else None,
+        tested_baseline=before,
         importances=shares(study),
         options={"trials": trials, "sampler": by},
         facts={"ended": "2026-11-22 10:00"},
