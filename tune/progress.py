@@ -84,8 +84,8 @@ class Progress(ray.tune.Callback):
     ) -> None:
         """Shows an epoch's figures."""
         row = self._rows[trial.trial_id]
-        if row.epoch == int(result["epoch"]):
-            return  # a trial over several workers ends by saying its last report once more
+        if result.get(ENDED):
+            return  # it says no more than an earlier report
         row.epoch, row.loss, row.best = int(result["epoch"]), result["train/loss"], result["best/score"]
         row.recall, row.opis = result["best/recall@1"], result["best/opis"]
         self._say(row, f"epoch {row.epoch}/{row.epochs}  loss {row.loss:.4f}  val score {result['val/score']:.4f}")

@@ -19,7 +19,7 @@ _POLL = 1.0
 def places(resources: Resources) -> int:
     """How many workers the living nodes hold at once: a worker lies on one node, and a share of a GPU on one GPU."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(_places(node, resources.per_worker) for node in nodes)
+    return sum(places_on(node, resources.per_worker) for node in nodes)
 
 
 def trials_at_once(resources: Resources) -> int:
@@ -114,7 +114,13 @@ class Waiting(ray.tune.Callback):
         return {**self.__dict__, "_since": None}
 
 
-def _places(node: dict[str, float], each: dict[str, float]) -> int:
+def places_on(node: dict[str, float], each: dict[str, float]) -> int:
+    """How many workers a node holds.
+
+    Args:
+        node: Ray's resources of the node.
+        each: what a worker takes of them.
+    """
     fits: Sequence[float] = [
         _times(node.get(name, 0.0), need, split=name == "GPU") for name, need in each.items() if need
     ]

@@ -51,7 +51,7 @@ class Bench:
         Args:
             url: of the study's database, which the saved state leaves out.
         """
-        _quiet()
+        _set_up_tune()
         tuner = ray.tune.Tuner.restore(f"{self.storage}/{self.name}", self._trainable(), resume_unfinished=True)
         # Tune gives no way to hand a restored search its connection.
         searcher = cast(Any, tuner)._local_tuner._tune_config.search_alg
@@ -62,12 +62,12 @@ class Bench:
         """Runs these very trials, or goes on with them when they were begun."""
         where = f"{self.storage}/{self.name}"
         if ray.tune.Tuner.can_restore(where):
-            _quiet()
+            _set_up_tune()
             return _outcomes(ray.tune.Tuner.restore(where, self._trainable(), resume_unfinished=True))
         return self._fit(_These(points), None, len(points))
 
     def _fit(self, searcher: Any, scheduler: TrialScheduler | None, trials: int) -> list[Outcome]:
-        _quiet()
+        _set_up_tune()
         tuner = ray.tune.Tuner(
             self._trainable(),
             tune_config=ray.tune.TuneConfig(
@@ -145,8 +145,8 @@ def _outcome(result: ray.tune.Result) -> Outcome:
     )
 
 
-def _quiet() -> None:
-    """Tune's own loggers would write every result three more times, and its display stand between the lines of ours."""
+def _set_up_tune() -> None:
+    # Tune's own loggers would write every result three more times, and its display stand between the lines of ours.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

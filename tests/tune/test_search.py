@@ -138,9 +138,39 @@ def test_a_folder_of_photographs_is_searched(here: Path, capsys: pytest.CaptureF
     assert "alias champion" in capsys.readouterr().out
 
 
+def test_the_finalists_decide_over_new_seeds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--objective.mode", "pareto", "--space", "optim.lr=log(1e-4,1e-2)", "--seeds", "2", "--finalists", "1"]
+    assert search.main([*DIGITS, "--trials", "2", *words, "--name", "finals"]) == 0
+    said = capsys.readouterr().out
+    for line in (
+        "Pareto front on val classes, by Recall@1:",
+        "2 finalists over 2 new seeds: 4 trainings",
+        "[0/4] trial 0, seed 1: started",
+        "means over 2 new seeds; change from the baseline +- 95 %",
+        "the knee of the front of Recall@1 and OPIS within the tolerance",
+        "alias champion",
+    ):
+        assert line in said
+    parent, runs = runs_of("finals")
+    finals = [run for run in runs if run.data.tags["kind"] == "final"]
+    seeds = sorted((run.data.tags["trial"], run.data.params["train.seed"]) for run in finals)
+    assert seeds == [("0", "1"), ("0", "2"), ("1", "1"), ("1", "2")]
+    assert parent.data.params["space"].endswith("optim.lr=log(0.0001,0.01)")
+    change, low, high = (parent.data.metrics[f"finals/opis_change{end}"] for end in ("", "/low", "/high"))
+    assert low <= change <= high
+    champion = registry.champion()
+    assert champion is not None
+    assert champion.run_id in [run.info.run_id for run in finals]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--space", "optim.lrr=log(1e-5,1e-3)"], "unknown setting 'optim.lrr'; valid: optim.lr"),
+        (["--space", "optim.lr=log(0,1)"], "--space optim.lr: log(0,1) needs low > 0"),
+        (["--sampler", "cmaes"], "--sampler"),
+        (["--seeds", "-1"], "seeds: -1 is too few; at least 0"),
+        (["--wait-for-resources", "-1"], "wait-for-resources: -1 is too few; at least 0"),
         (["--resume"], "there is no search to go on with in "),
         (["--resume", "--name", "nobody"], "there is no search nobody in "),
         (["--name", "taken"], "there is a search taken in "),
