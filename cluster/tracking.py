@@ -103,6 +103,28 @@ class Store:
             client.set_terminated(run.info.run_id, status="KILLED")
         return len(left)
 
+    def tag(self, run_id: str, name: str) -> str:
+        """A tag of a run; empty where it has none of this name."""
+        return str(_client(self.uri).get_run(run_id).data.tags.get(name, ""))
+
+    def tag_children(self, parent: str, tags: Mapping[str, Mapping[str, str]]) -> None:
+        """Sets tags of the runs of a search.
+
+        Args:
+            parent: run id of the search.
+            tags: by the key that a run was started with; runs of other keys are left as they are.
+        """
+        client, token = _client(self.uri), None
+        while True:
+            page = client.search_runs([self.experiment], f"tags.`{PARENT_TAG}` = '{parent}'", page_token=token)
+            for run in page:
+                wanted = tags.get(run.data.tags.get(KEY_TAG, ""), {})
+                if not wanted.items() <= run.data.tags.items():
+                    Run(self.uri, run.info.run_id).tags(wanted)
+            token = page.token
+            if not token:
+                return
+
 
 @dataclass(frozen=True)
 class Run:

@@ -138,6 +138,23 @@ def print_test(baseline: Tested | None, winner: Tested, *, toy: bool) -> None:
         print(TOY)
 
 
+def study_summary(outcomes: Sequence[Outcome], baseline: Outcome | None, winner: Outcome) -> dict[str, float]:
+    """How the trials ended and the val figures as flat MLflow metrics: trials/pruned, val/winner/opis, ...
+
+    Args:
+        outcomes: the trials of the search.
+        baseline: the run that the winner is compared with, where there is one.
+        winner: the run that is registered.
+    """
+    states = ("finished", "pruned", "failed", "unfinished")
+    rows = {f"trials/{state}": float(sum(outcome.state == state for outcome in outcomes)) for state in states}
+    for name, outcome in (("baseline", baseline), ("winner", winner)):
+        if outcome is not None:
+            figures = {"recall@1": outcome.recall, "opis": outcome.opis, "score": outcome.score}
+            rows |= {f"val/{name}/{figure}": value for figure, value in figures.items()}
+    return rows
+
+
 def relative(before: float, after: float) -> str:
     """A change in percent of where it began: -12.3 %."""
     return f"{100 * (after / before - 1):+.1f} %" if before else "n/a"

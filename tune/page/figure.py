@@ -109,11 +109,11 @@ def hover(outcome: Outcome, names: Sequence[str]) -> str:
 
 def kinds(findings: Findings, outcomes: Sequence[Outcome]) -> list[tuple[str, dict[str, Any], list[Outcome]]]:
     """The trials by how they are marked: name in the legend, plotly's marker, trials. Later ones lie above."""
-    edge = {"color": PAPER, "width": 1}
+    edge, size = {"color": PAPER, "width": 1}, 8 if len(outcomes) <= 200 else 5
     won = "winner: the baseline" if findings.chosen is not None and findings.chosen.number == 0 else "winner"
     marks: dict[str, dict[str, Any]] = {
-        "stopped early": {"symbol": "circle-open", "size": 7, "color": MUTED},
-        "trial": {"symbol": "circle", "size": 8, "color": ACCENT, "line": edge},
+        "stopped early": {"symbol": "circle-open", "size": size - 1, "color": MUTED},
+        "trial": {"symbol": "circle", "size": size, "color": ACCENT, "line": edge},
         "baseline, no TCM": {"symbol": "square", "size": 11, "color": INK, "line": edge},
         won: {"symbol": "star", "size": 16, "color": WINNER, "line": edge},
     }

@@ -98,7 +98,7 @@ def trials(findings: Findings) -> Table:
     marked = frozenset(index for index, outcome in enumerate(ordered) if outcome is findings.chosen)
     caption = (
         f"Trials on val classes, ranked by the search's rule. Score is {score(findings)}; figures are of "
-        "the best epoch, where a trial was stopped early the best until then"
+        "the best epoch, where a trial did not finish the best until then"
     )
     return Table("all-trials", caption, head, tuple(rows), frozenset({1}), marked)
 

@@ -22,9 +22,9 @@ def history(findings: Findings) -> list[Panel]:
 def _history(findings: Findings, metric: str, direction: str) -> Panel:
     label = LABELS[metric]
     key, title = f"history-{label.lower().replace('@', '-')}", f"History of the search: {label}"
-    found = [outcome for outcome in _by_number(findings) if math.isfinite(outcome.metrics.get(metric, math.nan))]
+    found = [outcome for outcome in _by_number(findings) if outcome.state in ("finished", "pruned")]
     if not found:
-        return Panel(key, title, "No trial reported a figure.")
+        return Panel(key, title, "No trial finished.")
     best = _best_so_far(findings, metric, max if direction == "max" else min)
     figure, last = blank("trial", label), max(outcome.number for outcome in findings.outcomes)
     steps = [*best, *((last, value) for _, value in best[-1:])]
@@ -41,7 +41,7 @@ def _history(findings: Findings, metric: str, direction: str) -> Panel:
     )
     without = [outcome.number for outcome in _by_number(findings) if outcome not in found]
     if without:
-        caption += f" Without a figure: trial{'s' if len(without) > 1 else ''} {_listed(without)}."
+        caption += f" Failed, or did not end: trial{'s' if len(without) > 1 else ''} {_listed(without)}."
     alternative = f"{label} of {len(found)} trials on val."
     if best:
         alternative += f" The best so far begins at {best[0][1]:.5g} and ends at {best[-1][1]:.5g}."
