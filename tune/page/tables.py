@@ -89,7 +89,7 @@ def trials(findings: Findings) -> Table:
     rows = []
     for place, outcome in enumerate(ordered, 1):
         rank = str(place) if outcome.number in able and outcome.state == "finished" else ""
-        settings = [_cell(outcome, name) for name in names]
+        settings = [_cell(findings, outcome, name) for name in names]
         rows.append((str(outcome.number), _state(outcome, findings.chosen, able), rank, *settings, *_results(outcome)))
     head = (
         *("Trial", "State", "Rank", *(name.removeprefix("tcm.") for name in names)),
@@ -121,10 +121,12 @@ def _table(key: str, caption: str, before: Figures | None, after: Figures) -> Ta
     return Table(key, caption, ("Figure", "baseline", "winner", "change"), both)
 
 
-def _cell(outcome: Outcome, name: str) -> str:
-    value = value_of(outcome, name)
-    absent = name not in outcome.settings or (value is None and name.startswith("tcm."))
-    return "" if absent else shown(value)
+def _cell(findings: Findings, outcome: Outcome, name: str) -> str:
+    if name.startswith("tcm."):
+        value = value_of(outcome, name)
+        return "" if value is None else shown(value)
+    # The baseline keeps to the recipe where that lies outside of what is searched.
+    return shown(outcome.settings.get(name, findings.config.flat.get(name)))
 
 
 def _results(outcome: Outcome) -> Sequence[str]:
