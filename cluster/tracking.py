@@ -156,6 +156,30 @@ class Store:
             client.set_terminated(run.info.run_id, status="KILLED")
         return len(left)
 
+    def tag(self, run_id: str, name: str) -> str:
+        """A tag of a run; empty where it has none of this name."""
+        return str(client_of(self.uri).get_run(run_id).data.tags.get(name, ""))
+
+    def tag_children(self, parent: str, tags: Mapping[str, Mapping[str, str]]) -> None:
+        """Sets tags of the runs of a search.
+
+        Args:
+            parent: run id of the search.
+            tags: by the key that a run was started with; runs of other keys are left as they are.
+        """
+        from mlflow.entities import RunTag
+
+        client, token = client_of(self.uri), None
+        while True:
+            page = client.search_runs([self.experiment], f"tags.`{PARENT_TAG}` = '{parent}'", page_token=token)
+            for run in page:
+                wanted = tags.get(run.data.tags.get(KEY_TAG, ""), {})
+                if not wanted.items() <= run.data.tags.items():
+                    client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in wanted.items()])
+            token = page.token
+            if not token:
+                return
+
 
 @dataclass(frozen=True)
 class Run:

@@ -3,6 +3,7 @@
 Every trial trains one encoder; trial 0 is the baseline without TCM. The winner becomes `onethreshold@champion`.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from cluster.tracking import Store
 from cluster.writer import Writer
 from dml import plots
 from dml.config import Config
-from tune import early_stopping, finals, promote, report, resources, sampler, storage
+from tune import early_stopping, finals, page, promote, report, resources, sampler, storage
 from tune.early_stopping import EarlyStop
 from tune.objective import RULES, Objective, Outcome, baseline, front, winner
 from tune.optuna_search import StudySearch
@@ -98,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with command_line.one_line_errors():
         taken = _claim(options)
         store = Store.open(options.storage)
-        parent = store.start(name, params=_params(options, config, space, url), tags={"kind": "search"}, key=name)
+        tags = {"kind": "search", "command": f"python -m tune.search {_again(words, options)}"}
+        parent = store.start(name, params=_params(options, config, space, url), tags=tags, key=name)
         command_line.print_config(config)
         print(f"search {name}: {options.trials} trials{_budget(words)}\n{space}\n")
         study = Study(name, config, taken, folder, store, parent.run_id)
@@ -106,8 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             outcomes = _search(options, study, space, url)
             if len(outcomes) < _trials(options, space) or _unfinished(outcomes):
                 _stop(outcomes, options, study, words)
+            findings = _findings(options, outcomes, study, space, url, toy=splits.toy)
+            if not findings.finished:
+                _publish(findings, study, record)
             chosen = winner(outcomes, options.objective.tolerance, options.objective.mode)
-            _finish(options, outcomes, chosen, study, record, words, toy=splits.toy)
+            _finish(options, findings, chosen, study, record, words)
     print(f"total {time.perf_counter() - began:.0f} s; {_overhead()}")
     print(f"browse it:  make ui      (mlflow ui --backend-store-uri {store.uri})")
     print("serve it:   make serve   (python -m serve.app)")
@@ -202,17 +207,32 @@ def _finals(options: Options, outcomes: Sequence[Outcome], study: Study, words: 
     return finals.judge(ran, objective.tolerance, objective.mode)
 
 
+def _findings(
+    options: Options, outcomes: list[Outcome], study: Study, space: Space, url: str, *, toy: bool
+) -> page.Findings:
+    """What the trials came to; their runs in MLflow are told how they ended."""
+    # A trial that was stopped early had no time to end its run.
+    study.store.end_children(study.parent)
+    study.store.tag_children(study.parent, {f"{study.name}/{o.number}": {"state": o.state} for o in outcomes})
+    return page.Findings(
+        name=study.name,
+        outcomes=outcomes,
+        objective=options.objective,
+        space=space,
+        config=study.config,
+        importances=page.importances(study.name, url),
+        options=_own(options, url),
+        facts={"MLflow run": study.parent},
+        command=study.store.tag(study.parent, "command"),  # also of a search that was resumed
+        toy=toy,
+    )
+
+
 def _finish(
-    options: Options,
-    outcomes: list[Outcome],
-    chosen: Outcome,
-    study: Study,
-    record: Writer,
-    words: list[str],
-    *,
-    toy: bool,
+    options: Options, findings: page.Findings, chosen: Outcome, study: Study, record: Writer, words: list[str]
 ) -> None:
-    """Table, finals, test classes, figures, registry."""
+    """Table, finals, test classes, figures, page, registry."""
+    outcomes, over_seeds = findings.outcomes, None
     report.print_trials(outcomes, chosen)
     if options.objective.mode == "pareto":
         report.print_front(front(outcomes))
@@ -227,10 +247,10 @@ def _finish(
     models = [winning_run] if reference is None or reference is winning_run else [winning_run, reference]
     tested = promote.test([model.checkpoint for model in models], study.resources)
     winning, before = tested[0], None if reference is None else tested[-1]
-    report.print_test(before, winning, toy=toy)
+    report.print_test(before, winning, toy=findings.toy)
     if chosen.number == 0:
         print("No margins beat the baseline within the tolerance: the champion is the encoder without TCM.")
-    record.summary({**report.summary(before, winning), "val/winner/score": winning_run.score})
+    record.summary({**report.summary(before, winning), **report.study_summary(outcomes, reference, winning_run)})
     record.tags({"winner": str(chosen.number)})
     if before is not None and before.curves is not None and winning.curves is not None:
         figure = plots.compare_utility(before.curves, winning.curves, c=study.config.evaluate.utility_c)
@@ -241,11 +261,15 @@ def _finish(
         if o.state == "finished"
     ]
     record.figure(plots.search_scatter(rows), "figures/search.png")
-    # A trial that was stopped early had no time to end its run.
-    study.store.end_children(study.parent)
+    findings = replace(findings, chosen=chosen, finals=over_seeds, tested=winning, tested_baseline=before)
+    _publish(findings, study, record)
     version = promote.register(winning_run.checkpoint, winning, run_id=winning_run.run_id)
     record.tags({"champion": f"{version.name}/{version.version}"})
     print(f"registered {version.name} version {version.version}, alias champion (trial {chosen.number})")
+
+
+def _publish(findings: page.Findings, study: Study, record: Writer) -> None:
+    print(f"its page: {page.publish(findings, record, study.parent, f'{study.storage}/{study.name}')}")
 
 
 def _state(outcome: Outcome, chosen: Outcome) -> str:
@@ -256,10 +280,15 @@ def _stop(outcomes: Sequence[Outcome], options: Options, study: Study, words: li
     """Says how to go on after Ctrl-C, and leaves no run behind that looks alive."""
     study.store.end_children(study.parent)
     done = sum(outcome.state != "unfinished" for outcome in outcomes)
-    again = " ".join(_without_secrets(word, options) for word in words if word != "--resume")
+    again = _again(words, options)
     print(f"\ninterrupted: {done} of {options.trials} trials are done and kept. Go on with:")
     print(f"  python -m tune.search {again}{' ' if again else ''}--resume")
     raise SystemExit(130)
+
+
+def _again(words: Sequence[str], options: Options) -> str:
+    """The command line's words, without a password and without --resume, as a shell takes them."""
+    return shlex.join(_without_secrets(word, options) for word in words if word != "--resume")
 
 
 def _without_secrets(word: str, options: Options) -> str:
@@ -294,17 +323,14 @@ def _name(options: Options, storage: str) -> str:
 
 
 def _params(options: Options, config: Config, space: Space, url: str) -> dict[str, object]:
-    own = replace(options, optuna_storage=storage.shown(url))
-    names = (
-        *("trials", "sampler", "grid_points", "early_stop", "seeds", "finalists", "workers_per_trial"),
-        *("optuna_storage", "seed"),
-    )
-    return {
-        **config.flat,
-        **{f"objective.{name}": value for name, value in options.objective.model_dump().items()},
-        **{name: getattr(own, name) for name in names},
-        "space": str(space),
-    }
+    objective = {f"objective.{name}": value for name, value in options.objective.model_dump().items()}
+    return {**config.flat, **objective, **_own(options, url), "space": str(space)}
+
+
+def _own(options: Options, url: str) -> dict[str, object]:
+    """The options of the search itself that say what it did, without a password."""
+    names = ("trials", "sampler", "grid_points", "early_stop", "seeds", "finalists", "workers_per_trial", "seed")
+    return {**{name: getattr(options, name) for name in names}, "optuna_storage": storage.shown(url)}
 
 
 def _budget(words: list[str]) -> str:

@@ -68,6 +68,16 @@ def test_a_search_ends_with_a_champion(here: Path, capsys: pytest.CaptureFixture
     assert {"test/baseline/opis", "test/winner/opis", "test/opis_change"} <= set(parent.data.metrics)
     figures = [item.path for item in MlflowClient().list_artifacts(parent.info.run_id, "figures")]
     assert figures == ["figures/search.png", "figures/utility.png"]
+    assert [run.data.tags["state"] for run in trials] == ["finished"] * 4
+    assert {"trials/finished", "val/baseline/opis", "val/winner/recall_at_1"} <= set(parent.data.metrics)
+    page = Path(mlflow.artifacts.download_artifacts(run_id=parent.info.run_id, artifact_path="report.html")).read_text()
+    for words in (
+        "<h1>Search whole</h1>",
+        "2 test classes, which no choice has seen",
+        "python -m tune.search --recipe",
+    ):
+        assert words in page
+    assert (here / "runs" / "ray" / "whole" / "report.html").read_text() == page
 
     assert [trial.state.name for trial in study_of("whole", here).trials] == ["COMPLETE"] * 4
 
@@ -119,6 +129,9 @@ def test_when_every_trial_fails_the_search_says_why(here: Path, capsys: pytest.C
     assert "no trial of 2 finished; the first failure: " in capsys.readouterr().err
     parent, trials = runs_of("hopeless")
     assert [run.info.status for run in [parent, *trials]] == ["FAILED"] * 3
+    assert [run.data.tags["state"] for run in trials] == ["failed"] * 2
+    page = Path(mlflow.artifacts.download_artifacts(run_id=parent.info.run_id, artifact_path="report.html")).read_text()
+    assert "No trial finished, so nothing was chosen. The first failure: " in page
 
 
 def test_a_folder_of_photographs_is_searched(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
