@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 NAME = "onethreshold"
 ALIAS = "champion"
 OPERATING_POINTS = "operating_points.json"
+MODEL_CARD = "model_card.md"
+EVALUATION = "evaluation.json"
+DESCRIPTION = 5000
+"""Characters that MLflow's databases hold of a version's description."""
+REMEMBERED = 50
+"""Champions of the past that can be rolled back to."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,9 @@ def register(
     operating_points: Sequence[Mapping[str, Any]],
     metrics: Mapping[str, float],
     name: str = NAME,
+    tags: Mapping[str, str] | None = None,
+    card: str = "",
+    evaluation: Mapping[str, Any] | None = None,
 ) -> ModelVersion:
     """Registers a checkpoint folder as a new version of a registered model.
 
@@ -62,6 +71,9 @@ def register(
         operating_points: FAR targets and their thresholds, stored as operating_points.json.
         metrics: figures shown with the version, as its tags; recall@1 becomes recall_at_1, since MLflow refuses "@".
         name: registered model; created when it is new.
+        tags: further tags of the version.
+        card: Markdown, for the version's description and model_card.md.
+        evaluation: plain values about how the model was tested, for evaluation.json.
 
     Returns:
         The version; no alias points to it yet.
@@ -75,14 +87,21 @@ def register(
 
     client = _client()
     loaded = checkpoint.load(folder)
-    tags = {"format": "checkpoint+pt2", **{_tag(key): f"{value:.6g}" for key, value in metrics.items()}}
+    figures = {_tag(key): f"{value:.6g}" for key, value in metrics.items()}
+    tags = {"format": "checkpoint+pt2", **figures, **(tags or {})}
     logged = client.create_logged_model(
         experiment_id=client.get_run(run_id).info.experiment_id, name=name, source_run_id=run_id, tags=tags
     )
     data = loaded.config.data
     with tempfile.TemporaryDirectory() as scratch:
-        points = Path(scratch) / OPERATING_POINTS
-        points.write_text(json.dumps([dict(point) for point in operating_points], indent=2))
+        documents = {OPERATING_POINTS: json.dumps([dict(point) for point in operating_points], indent=2)}
+        if card:
+            documents[MODEL_CARD] = card
+        if evaluation is not None:
+            documents[EVALUATION] = json.dumps(evaluation, indent=2)
+        written = [Path(scratch) / document for document in documents]
+        for path in written:
+            path.write_text(documents[path.name])
         mlflow.pytorch.log_model(
             loaded.encoder,
             name=name,
@@ -94,7 +113,7 @@ def register(
             signature=_signature(data.channels, data.image_size, loaded.config.encoder.dim),
             serialization_format="pt2",
             pip_requirements=_requirements(),
-            extra_files=[str(file) for file in [*checkpoint.model_files(folder), points]],
+            extra_files=[str(file) for file in [*checkpoint.model_files(folder), *written]],
             validate_serving_input=False,
         )
     # By the client: log_model's own way to a version prints lines that our callers do not want.
@@ -104,13 +123,56 @@ def register(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    created = client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=logged.model_id)
+    created = client.create_model_version(
+        name, source, run_id=run_id, tags=tags, model_id=logged.model_id, description=card[:DESCRIPTION] or None
+    )
     return ModelVersion(name, int(created.version), run_id, source)
 
 
+def tag(version: ModelVersion, tags: Mapping[str, str]) -> None:
+    """Sets tags of a version."""
+    client = _client()
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, str(version.version), key, value)
+
+
 def promote(version: ModelVersion, alias: str = ALIAS) -> None:
-    """Points an alias of the registered model to a version; services that follow the alias change over."""
-    _client().set_registered_model_alias(version.name, alias, str(version.version))
+    """Points an alias of the registered model to a version; services that follow the alias change over.
+
+    The version that it pointed to before is remembered for `rollback`.
+    """
+    client = _client()
+    present = champion(version.name, alias)
+    if present is not None and present.version != version.version:
+        _remember(version.name, alias, [*_past(version.name, alias, but=present), present.version])
+    client.set_registered_model_alias(version.name, alias, str(version.version))
+
+
+def rollback(name: str = NAME, alias: str = ALIAS) -> tuple[ModelVersion, ModelVersion]:
+    """Points an alias back to the version that it pointed to before; again, to the one before that.
+
+    Returns:
+        The version that it pointed to, and the one that it points to now.
+
+    Raises:
+        ValueError: no version has this alias, or none had it before; what can be done is said.
+        MlflowException: the tracking server cannot be reached, or refuses.
+    """
+    present = champion(name, alias)
+    if present is None:
+        raise ValueError(f"{name} has no {alias} in the MLflow registry, so there is nothing to roll back")
+    past = _past(name, alias, but=present)
+    while past:
+        before = find(f"models:/{name}/{past.pop()}")
+        if before is not None and before.version != present.version:
+            # The alias first: what is remembered of the present one is left out when it is read.
+            _client().set_registered_model_alias(name, alias, str(before.version))
+            _remember(name, alias, past)
+            return present, before
+    raise ValueError(
+        f"{present.label} is {alias} and no version that is still there was {alias} before it; "
+        f"python -m tune.promote models:/{name}/VERSION --promote always points it to any"
+    )
 
 
 def champion(name: str = NAME, alias: str = ALIAS) -> ModelVersion | None:
@@ -207,6 +269,19 @@ def fetch(model: str) -> tuple[Path, str]:
     if version is None:
         raise ValueError(f"{model} is not in the MLflow registry; python -m tune.search registers a champion")
     return download(version), version.label
+
+
+def _past(name: str, alias: str, *, but: ModelVersion) -> list[int]:
+    """Versions that had an alias before, oldest first; the last of them is not the present one."""
+    listed = _client().get_registered_model(name).tags.get(f"{alias}.before", "")
+    past = [int(number) for number in listed.split(",") if number.strip().isdecimal()]
+    while past and past[-1] == but.version:
+        past.pop()
+    return past
+
+
+def _remember(name: str, alias: str, past: Sequence[int]) -> None:
+    _client().set_registered_model_tag(name, f"{alias}.before", ",".join(map(str, past[-REMEMBERED:])))
 
 
 def _client() -> "MlflowClient":

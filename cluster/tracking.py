@@ -2,16 +2,18 @@
 
 import argparse
 import importlib
+import json
 import logging
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from cluster import delivery, environment
 from cluster.delivery import Delivery, client_of, reason, without_password
@@ -92,7 +94,7 @@ class Store:
         uri = connect()
         client = client_of(uri)
         outbox = str(Path(storage) / "outbox" if storage and "://" not in storage else runs_dir() / "outbox")
-        with _one_line(uri):
+        with one_line(uri):
             found = client.get_experiment_by_name(EXPERIMENT)
             if found is not None:
                 return cls(uri, found.experiment_id, outbox)
@@ -128,7 +130,7 @@ class Store:
         until = time.monotonic() + patience
         while True:
             try:
-                with _one_line(self.uri):
+                with one_line(self.uri):
                     return self._start(name, params, {**tags, **links}, key)
             except TrackingError as error:
                 if not error.away or time.monotonic() >= until:
@@ -146,6 +148,35 @@ class Store:
         created = client.create_run(self.experiment, run_name=name, tags=dict(tags)).info
         client.log_batch(created.run_id, params=[Param(name, str(value)) for name, value in params.items()])
         return Run(self.uri, created.run_id, self.outbox, created.start_time)
+
+    def find(self, run_id: str) -> "Found | None":
+        """A run by its id, of whatever experiment; None when there is none.
+
+        Raises:
+            TrackingError: the server does not answer, or refuses.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with one_line(self.uri):
+            try:
+                found = client_of(self.uri).get_run(run_id)
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+        return Found(Run(self.uri, found.info.run_id, self.outbox, found.info.start_time), dict(found.data.tags))
+
+    def json(self, run_id: str, name: str) -> Any:
+        """The content of a run's JSON artifact; None when it has none of this name.
+
+        Raises:
+            TrackingError: the server does not answer, or refuses.
+        """
+        client = client_of(self.uri)
+        with one_line(self.uri), tempfile.TemporaryDirectory() as scratch:
+            if name not in [item.path for item in client.list_artifacts(run_id)]:
+                return None
+            return json.loads(Path(client.download_artifacts(run_id, name, scratch)).read_text())
 
     def end_children(self, parent: str) -> int:
         """Ends as KILLED every run of a search that is still RUNNING; returns how many there were."""
@@ -240,6 +271,14 @@ class Run:
             yield record
 
 
+@dataclass(frozen=True)
+class Found:
+    """A run as the store has it."""
+
+    run: Run
+    tags: Mapping[str, str]
+
+
 def unsent_warning(folder: Path) -> str:
     """Says where records lie that have not arrived, and how to send them; empty when there are none."""
     if folder not in waiting(folder.parent):
@@ -253,7 +292,15 @@ def unsent_warning(folder: Path) -> str:
 
 
 @contextmanager
-def _one_line(uri: str) -> Iterator[None]:
+def one_line(uri: str) -> Iterator[None]:
+    """Says what MLflow's client raises in one line, without a password.
+
+    Args:
+        uri: of the store.
+
+    Raises:
+        TrackingError: the block raised an MlflowException.
+    """
     from mlflow.exceptions import MlflowException
 
     try:

@@ -133,7 +133,7 @@ def work(
                 folder = Path(scratch) / "checkpoint" if better or every else None
                 if folder is not None:
                     state = event.state if every else None
-                    info = _info(job, event, figures.now)
+                    info = _info(job, event, figures.now, splits.fingerprint)
                     checkpoint.save(folder, event.encoder, job.config, info=info, state=state)
                 report(dict(figures.now), folder)
     return figures.now
@@ -158,10 +158,10 @@ class _Listener:
 
 
 def _info(
-    job: Job, event: loop.EpochReport | loop.CheckpointReport, report: Mapping[str, float | str]
+    job: Job, event: loop.EpochReport | loop.CheckpointReport, report: Mapping[str, float | str], fingerprint: str
 ) -> dict[str, object]:
     own = {"epoch": event.epoch, "metrics": event.metrics} if isinstance(event, loop.EpochReport) else {"metrics": {}}
-    return {"step": event.step, **own, "init": job.init_from, "report": dict(report)}
+    return {"step": event.step, **own, "init": job.init_from, "fingerprint": fingerprint, "report": dict(report)}
 
 
 class _Figures:

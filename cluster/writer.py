@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -52,7 +52,7 @@ class Writer:
         figure.savefig(self._place(name), dpi=130)
         self._add({"file": name})
 
-    def json(self, content: Mapping[str, object], name: str) -> None:
+    def json(self, content: Mapping[str, object] | Sequence[object], name: str) -> None:
         """A JSON artifact."""
         self._place(name).write_text(json.dumps(content, indent=2))
         self._add({"file": name})

@@ -34,6 +34,8 @@ class DataConfig(Section):
     """Share of the classes that go to val, where every selection is made."""
     test_fraction: Unit = 0.25
     """Share of the classes that go to test, which are embedded once, for the final report."""
+    train_on_val: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the val classes that train instead, for a last training when all is chosen; at least 2 stay val."""
     split_seed: int = 0
     """Seed of the split rule: classes are ranked by SHA-256 of "seed/class name"."""
     image_size: Count = 32

@@ -23,7 +23,7 @@ from cluster import command_line, session
 from cluster.tracking import Store
 from cluster.worker import Job, tracked, work
 from dml.config import Config
-from tune import promote
+from tune import tested
 
 SHOWN = (
     ("Recall@1", "recall@1", 4),
@@ -103,7 +103,7 @@ def _train(job: Job) -> dict[str, float]:
 
         with tracked(job) as job:
             work(job, keep, device=device)
-        return promote.test_model(best, device).metrics
+        return tested.test_model(best, device).metrics
 
 
 def _print(pairs: list[tuple[dict[str, float], dict[str, float]]], classes: int) -> None:

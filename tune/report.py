@@ -8,7 +8,7 @@ import rich.table
 
 from tune.finals import Difference, Finals
 from tune.objective import Outcome
-from tune.promote import Tested
+from tune.tested import Tested
 
 TOY = "toy: two val and two test classes say little about OPIS"
 

@@ -16,16 +16,17 @@ from typing import Annotated, NoReturn
 import ray.tune
 import tyro
 
-from cluster import command_line, session
-from cluster.tracking import Store
+from cluster import command_line, registry, session
+from cluster.tracking import Store, one_line
 from cluster.writer import Writer
 from dml import plots
 from dml.config import Config
-from tune import early_stopping, finals, page, promote, report, resources, sampler, storage
+from tune import candidate, early_stopping, finals, page, promote, report, resources, retrain, sampler, storage, tested
 from tune.early_stopping import EarlyStop
 from tune.objective import RULES, Objective, Outcome, baseline, front, winner
 from tune.optuna_search import StudySearch
 from tune.progress import Progress
+from tune.promote import When
 from tune.sampler import SamplerName
 from tune.space import Space
 from tune.trial import Study, run
@@ -37,7 +38,8 @@ class Options:
     """Searches TCM's margins, weight and start for the encoder whose single threshold holds best.
 
     Trial 0 is the baseline without TCM. The winner is the best score (--objective.mode has other rules) among trials
-    whose Recall@1 is at least the baseline's minus the tolerance; it is registered in MLflow as onethreshold@champion.
+    whose Recall@1 is at least the baseline's minus the tolerance; it is registered in MLflow, and onethreshold@champion
+    when it beats the champion before.
     Every setting of the recipe can be changed by its name, e.g. --loss.name proxy_anchor --optim.lr 3e-4.
     """
 
@@ -59,6 +61,14 @@ class Options:
     """Trains the finalists and the baseline again over so many new seeds and chooses by the mean; 0 trusts one seed."""
     finalists: int = 3
     """--seeds only: how many of the best trials are finalists, beside the baseline."""
+    retrain: float = 0.0
+    """Trains the winner and the baseline once more, on train and this share of the val classes (such as 0.75); the
+    others set the thresholds. 0 takes the models of the search."""
+    promote: When = "better"
+    """Moves the alias champion to the winner if it beats the present champion on val classes of the same split that
+    neither was trained on, always or never; registered it is in any case."""
+    model_name: str = registry.NAME
+    """Registered model in MLflow that the winner becomes a version of."""
     workers_per_trial: int = 1
     """Ranks that train each trial together by DDP."""
     cpus_per_worker: float | None = None
@@ -95,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         url = storage.url(options.optuna_storage)
         name = _name(options, folder)
     splits = command_line.preflight(config)
+    if options.retrain:
+        with command_line.one_line_errors(status=2):
+            retrain.changed(config, options.retrain)
     session.connect()
     with command_line.one_line_errors():
         taken = _claim(options)
@@ -112,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not findings.finished:
                 _publish(findings, study, record)
             chosen = winner(outcomes, options.objective.tolerance, options.objective.mode)
-            _finish(options, findings, chosen, study, record, words)
+            with one_line(store.uri):
+                _finish(options, findings, chosen, study, record, words)
     print(f"total {time.perf_counter() - began:.0f} s; {_overhead()}")
     print(f"browse it:  make ui      (mlflow ui --backend-store-uri {store.uri})")
     print("serve it:   make serve   (python -m serve.app)")
@@ -130,6 +144,8 @@ def _check(options: Options) -> None:
     ):
         if value is not None and value < least:
             raise ValueError(f"{name}: {value:g} is too few; at least {least}")
+    if not 0 <= options.retrain < 1:
+        raise ValueError(f"retrain: {options.retrain:g} is no share of the val classes; valid: 0 to below 1")
 
 
 def _claim(options: Options) -> session.Resources:
@@ -244,12 +260,17 @@ def _finish(
         chosen = next(outcome for outcome in outcomes if outcome.number == over_seeds.winner.number)
         winning_run, reference = over_seeds.model()
     print(f"winner: trial {chosen.number}, {RULES[options.objective.mode]} within the tolerance")
+    record.json(candidate.rows([*outcomes, winning_run, *([reference] if reference else [])]), candidate.MODELS)
+    if options.retrain:
+        place = retrain.Place(study.name, study.resources, study.storage, study.store, study.parent)
+        winning_run, reference = retrain.both(winning_run, reference, study.config, options.retrain, place)
     models = [winning_run] if reference is None or reference is winning_run else [winning_run, reference]
-    tested = promote.test([model.checkpoint for model in models], study.resources)
-    winning, before = tested[0], None if reference is None else tested[-1]
+    found = tested.test([model.checkpoint for model in models], study.resources)
+    winning, before = found[0], None if reference is None else found[-1]
     report.print_test(before, winning, toy=findings.toy)
+    promote.print_thresholds(winning)
     if chosen.number == 0:
-        print("No margins beat the baseline within the tolerance: the champion is the encoder without TCM.")
+        print("No margins beat the baseline within the tolerance: the winner is the encoder without TCM.")
     record.summary({**report.summary(before, winning), **report.study_summary(outcomes, reference, winning_run)})
     record.tags({"winner": str(chosen.number)})
     if before is not None and before.curves is not None and winning.curves is not None:
@@ -263,9 +284,15 @@ def _finish(
     record.figure(plots.search_scatter(rows), "figures/search.png")
     findings = replace(findings, chosen=chosen, finals=over_seeds, tested=winning, tested_baseline=before)
     _publish(findings, study, record)
-    version = promote.register(winning_run.checkpoint, winning, run_id=winning_run.run_id)
-    record.tags({"champion": f"{version.name}/{version.version}"})
-    print(f"registered {version.name} version {version.version}, alias champion (trial {chosen.number})")
+    version = promote.register(
+        winning_run.checkpoint, winning, before, run_id=winning_run.run_id, name=options.model_name
+    )
+    record.tags({"registered": f"{version.name}/{version.version}"})
+    done = promote.promote(version, options.objective, study.resources, options.promote)
+    alias = f", alias {registry.ALIAS}" if done.moved else ""
+    print(f"registered {version.name} version {version.version}{alias} (trial {chosen.number})")
+    promote.print_promotion(done)
+    record.tags({"promotion": done.why, **({"champion": f"{version.name}/{version.version}"} if done.moved else {})})
 
 
 def _publish(findings: page.Findings, study: Study, record: Writer) -> None:
@@ -329,7 +356,10 @@ def _params(options: Options, config: Config, space: Space, url: str) -> dict[st
 
 def _own(options: Options, url: str) -> dict[str, object]:
     """The options of the search itself that say what it did, without a password."""
-    names = ("trials", "sampler", "grid_points", "early_stop", "seeds", "finalists", "workers_per_trial", "seed")
+    names = (
+        *("trials", "sampler", "grid_points", "early_stop", "seeds", "finalists", "workers_per_trial", "seed"),
+        *("retrain", "promote", "model_name"),
+    )
     return {**{name: getattr(options, name) for name in names}, "optuna_storage": storage.shown(url)}
 
 

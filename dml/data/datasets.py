@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,8 @@ class Splits:
     toy: bool
     """True where the held-out classes are too few for OPIS to mean much."""
     fingerprint: str
-    """SHA-256 over class names, the split of each, and the identity of the samples."""
+    """SHA-256 over class names, the split of each, and the identity of the samples; data.train_on_val, which moves val
+    classes to train, leaves it as it is."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -81,9 +82,14 @@ def load(config: DataConfig) -> Splits:
     fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
     split_of = data.assigned or rule.assign(usable, **fractions, seed=config.split_seed)
     label_of = {name: label for label, name in enumerate(data.classes)}
-    parts = {split: data.take([label_of[name] for name in usable if split_of[name] == split]) for split in rule.SPLITS}
-    members = (text for split, part in parts.items() for text in (split, *part.classes))
-    return Splits(**parts, set_aside=set_aside, toy=data.toy, fingerprint=digest(data.identity, *members))
+
+    def members(split: str, split_of: Mapping[str, str]) -> list[str]:
+        return [name for name in usable if split_of[name] == split]
+
+    used = rule.lend(split_of, share=config.train_on_val, seed=config.split_seed)
+    parts = {split: data.take([label_of[name] for name in members(split, used)]) for split in rule.SPLITS}
+    listed = (text for split in rule.SPLITS for text in (split, *members(split, split_of)))
+    return Splits(**parts, set_aside=set_aside, toy=data.toy, fingerprint=digest(data.identity, *listed))
 
 
 def whole(config: DataConfig) -> ImageSet:

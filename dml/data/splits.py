@@ -1,7 +1,7 @@
 """The rule that shares out classes: train, val and test have none in common."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 SPLITS = ("train", "val", "test")
 
@@ -20,6 +20,23 @@ def assign(classes: Iterable[str], *, val_fraction: float, test_fraction: float,
     return {
         name: "test" if place < test else "val" if place < test + val else "train" for place, name in enumerate(names)
     }
+
+
+def lend(split_of: Mapping[str, str], *, share: float, seed: int) -> dict[str, str]:
+    """The split of each class when a share of the val classes trains too.
+
+    Of V val classes those of the last round(share * V) ranks go to train, as long as 2 stay. So what stays with a
+    larger share is part of what stays with a smaller one.
+
+    Args:
+        split_of: of `assign`, or the split that a dataset brings.
+        share: in [0, 1).
+        seed: of the rule, also where the dataset brings its split.
+    """
+    val = [name for name, split in split_of.items() if split == "val"]
+    ranked = sorted(val, key=lambda name: (_rank(seed, name), name))
+    lent = max(0, min(round(share * len(val)), len(val) - 2))
+    return {**split_of, **dict.fromkeys(ranked[len(val) - lent :], "train")}
 
 
 def _rank(seed: int, name: str) -> bytes:

@@ -66,6 +66,67 @@ def test_the_alias_moves_from_version_to_version(folder: Path, run_id: str) -> N
     assert registry.champion("moving", alias="challenger") is None
 
 
+def test_a_rollback_goes_back_champion_by_champion(folder: Path, run_id: str) -> None:
+    one, two, three = (register(folder, run_id, "history") for _ in range(3))
+    for version in (one, two, two, one, three):
+        registry.promote(version)
+    assert registry.rollback("history") == (three, one)
+    assert registry.rollback("history") == (one, two)
+    assert registry.champion("history") == two
+    registry.promote(three)
+    assert registry.rollback("history") == (three, two), "what was rolled back is forgotten"
+    assert registry.rollback("history") == (two, one)
+    with pytest.raises(ValueError, match=r"history@1 is champion and no version .* before it; .*--promote always"):
+        registry.rollback("history")
+    assert registry.champion("history") == one
+
+
+def test_a_rollback_passes_over_versions_that_are_gone_and_aliases_that_a_person_moved(
+    folder: Path, run_id: str
+) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    one, two, three, four = (register(folder, run_id, "gaps") for _ in range(4))
+    for version in (one, two, three):
+        registry.promote(version)
+    client.delete_model_version("gaps", "2")
+    client.set_registered_model_alias("gaps", "champion", "4")
+    assert registry.rollback("gaps") == (four, one)
+
+
+def test_there_is_nothing_to_roll_back_without_a_champion(folder: Path, run_id: str) -> None:
+    register(folder, run_id, "headless")
+    for name in ("headless", "nobody"):
+        with pytest.raises(ValueError, match=f"{name} has no champion in the MLflow registry"):
+            registry.rollback(name)
+
+
+def test_a_version_carries_its_card_tags_and_evaluation(folder: Path, run_id: str) -> None:
+    import mlflow
+
+    card = "# A card\n" + "x" * 2 * registry.DESCRIPTION
+    version = registry.register(
+        folder,
+        run_id=run_id,
+        operating_points=POINTS,
+        metrics={},
+        name="documented",
+        tags={"data.fingerprint": "abc"},
+        card=card,
+        evaluation={"metrics": {"test/opis": 0.1}},
+    )
+    stored = mlflow.MlflowClient().get_model_version("documented", "1")
+    assert stored.description == card[: registry.DESCRIPTION]
+    assert stored.tags["data.fingerprint"] == "abc"
+    registry.tag(version, {"promotion": "why"})
+    assert mlflow.MlflowClient().get_model_version("documented", "1").tags["promotion"] == "why"
+    local = registry.download(version)
+    assert (local / registry.MODEL_CARD).read_text() == card
+    assert json.loads((local / registry.EVALUATION).read_text()) == {"metrics": {"test/opis": 0.1}}
+    assert checkpoint.load(local).config == CONFIG, "documents beside the checkpoint do not make it another"
+
+
 def test_a_version_downloads_as_the_checkpoint_that_was_registered(folder: Path, run_id: str) -> None:
     version = register(folder, run_id, "downloaded")
     local = registry.download(version)

@@ -44,7 +44,7 @@ def study_of(name: str, here: Path) -> optuna.Study:
 
 
 def test_a_search_ends_with_a_champion(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert search.main([*DIGITS, "--trials", "4", "--name", "whole"]) == 0
+    assert search.main([*DIGITS, "--trials", "4", "--name", "whole", "--model-name", "whole"]) == 0
 
     said = capsys.readouterr().out
     for words in (
@@ -81,9 +81,9 @@ def test_a_search_ends_with_a_champion(here: Path, capsys: pytest.CaptureFixture
 
     assert [trial.state.name for trial in study_of("whole", here).trials] == ["COMPLETE"] * 4
 
-    champion = registry.champion()
+    champion = registry.champion("whole")
     assert champion is not None
-    assert parent.data.tags["champion"] == f"onethreshold/{champion.version}"
+    assert parent.data.tags["champion"] == parent.data.tags["registered"] == "whole/1"
     assert champion.run_id == trials[int(parent.data.tags["winner"])].info.run_id
     model = checkpoint.load(registry.download(champion))
     assert model.config.data.dataset == "digits"
@@ -98,7 +98,12 @@ def test_a_search_ends_with_a_champion(here: Path, capsys: pytest.CaptureFixture
 
 
 def test_trials_over_two_workers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert search.main([*DIGITS, "--trials", "2", "--workers-per-trial", "2", "--name", "two-workers"]) == 0
+    assert (
+        search.main(
+            [*DIGITS, "--trials", "2", "--workers-per-trial", "2", "--name", "two-workers", "--promote", "always"]
+        )
+        == 0
+    )
     assert "alias champion" in capsys.readouterr().out
     parent, trials = runs_of("two-workers")
     assert [run.info.status for run in [parent, *trials]] == ["FINISHED"] * 3
@@ -108,7 +113,7 @@ def test_a_trial_without_a_finite_loss_fails_and_the_search_goes_on(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """TCM with an absurd factor is infinite at once; the baseline does not have it."""
-    words = [*DIGITS, "--trials", "3", "--name", "overflow", "--tcm.weight-pos", "1e39"]
+    words = [*DIGITS, "--trials", "3", "--name", "overflow", "--promote", "always", "--tcm.weight-pos", "1e39"]
     assert search.main(words) == 0
     said = capsys.readouterr().out
     cause = r"^\[\d/3\] trial \d: failed: .*NonFiniteLossError: loss is .*; last losses: "
@@ -147,13 +152,13 @@ def test_a_folder_of_photographs_is_searched(here: Path, capsys: pytest.CaptureF
             Image.fromarray(noise).save(path)
     words = ["--recipe", "image_folder", "--data.root", "photos", "--trials", "2", "--train.epochs", "1"]
     tiny = ["--encoder.no-pretrained", "--encoder.name", "small_cnn", "--data.image-size", "32", "--batch.classes", "4"]
-    assert search.main([*words, *tiny, "--name", "photos", "--evaluate.far-min", "0.05"]) == 0
+    assert search.main([*words, *tiny, "--name", "photos", "--promote", "always", "--evaluate.far-min", "0.05"]) == 0
     assert "alias champion" in capsys.readouterr().out
 
 
 def test_the_finalists_decide_over_new_seeds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--objective.mode", "pareto", "--space", "optim.lr=log(1e-4,1e-2)", "--seeds", "2", "--finalists", "1"]
-    assert search.main([*DIGITS, "--trials", "2", *words, "--name", "finals"]) == 0
+    assert search.main([*DIGITS, "--trials", "2", *words, "--name", "finals", "--model-name", "finals"]) == 0
     said = capsys.readouterr().out
     for line in (
         "Pareto front on val classes, by Recall@1:",
@@ -171,7 +176,7 @@ def test_the_finalists_decide_over_new_seeds(here: Path, capsys: pytest.CaptureF
     assert parent.data.params["space"].endswith("optim.lr=log(0.0001,0.01)")
     change, low, high = (parent.data.metrics[f"finals/opis_change{end}"] for end in ("", "/low", "/high"))
     assert low <= change <= high
-    champion = registry.champion()
+    champion = registry.champion("finals")
     assert champion is not None
     assert champion.run_id in [run.info.run_id for run in finals]
 

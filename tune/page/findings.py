@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from dml.config import Config
 from tune.finals import Finals
 from tune.objective import Objective, Outcome, baseline, ranked
-from tune.promote import Tested
 from tune.ranges import Value
 from tune.space import Space
+from tune.tested import Tested
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dml.metrics.opis_interval import Interval, opis_difference
 from tune.finals import Finals
 from tune.objective import RULES, Outcome
 from tune.page.findings import Findings, described
-from tune.promote import Tested
 from tune.ranges import Range
+from tune.tested import Tested
 
 NEAR_FLOOR = 2.0
 """An OPIS below so many times its noise floor is mostly the noise of counting few pairs."""

@@ -109,6 +109,16 @@ def test_the_fingerprint_follows_names_split_and_samples(tmp_path: Path) -> None
     assert len(prints) == 4
 
 
+def test_val_classes_that_train_leave_test_and_fingerprint_alone(tmp_path: Path) -> None:
+    root = str(folder_of(tmp_path, {f"class {n}": 3 for n in range(16)}))
+    config = DataConfig(dataset="image_folder", root=root)
+    searched, final = load(config), load(config.model_copy(update={"train_on_val": 0.5}))
+    assert final.fingerprint == searched.fingerprint
+    assert final.test.classes == searched.test.classes
+    assert set(final.val.classes) < set(searched.val.classes)
+    assert set(final.train.classes) == {*searched.train.classes, *searched.val.classes} - {*final.val.classes}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

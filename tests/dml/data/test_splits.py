@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dml.data.splits import assign
+from dml.data.splits import assign, lend
 
 fractions = st.sampled_from([0.0, 0.05, 0.25, 0.5, 1.0])
 
@@ -51,3 +51,21 @@ def test_a_new_class_moves_few_others(added: str) -> None:
     before = assign(names, val_fraction=0.25, test_fraction=0.25, seed=0)
     after = assign([*names, added], val_fraction=0.25, test_fraction=0.25, seed=0)
     assert sum(before[name] != after[name] for name in names) <= 2
+
+
+@given(st.sets(st.text(max_size=5), max_size=30), st.floats(0, 0.99), st.floats(0, 0.99), st.integers())
+def test_val_classes_that_train_too(names: set[str], one: float, other: float, seed: int) -> None:
+    split_of = assign(names, val_fraction=0.5, test_fraction=0.2, seed=seed)
+    val = {name for name in names if split_of[name] == "val"}
+    less, more = sorted((one, other))
+    kept = []
+    for share in (less, more):
+        used = lend(split_of, share=share, seed=seed)
+        stays = {name for name in names if used[name] == "val"}
+        moved = {name for name in names if used[name] != split_of[name]}
+        assert moved == val - stays
+        assert {used[name] for name in moved} <= {"train"}
+        assert len(moved) == max(0, min(round(share * len(val)), len(val) - 2))
+        kept.append(stays)
+    assert kept[1] <= kept[0], "two models that lent different shares still have val classes in common"
+    assert lend(split_of, share=0.0, seed=seed) == split_of
