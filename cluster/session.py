@@ -2,6 +2,9 @@
 
 import logging
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -141,6 +144,16 @@ def _counts(workers: str) -> tuple[int, int]:
 def storage() -> str:
     """Where checkpoints and the state of searches go unless told otherwise: runs/ray."""
     return str(runs_dir() / "ray")
+
+
+@contextmanager
+def stopped_as_by_ctrl_c() -> Iterator[None]:
+    """Makes SIGTERM, which `ray job stop` and Kubernetes send, end the block as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def submitted() -> bool:

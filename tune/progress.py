@@ -94,6 +94,9 @@ class Progress(ray.tune.Callback):
             return  # it says no more than an earlier report, or what is said at the trial's end
         row.epoch, row.loss, row.best = int(result["epoch"]), result["train/loss"], result["best/score"]
         row.recall, row.opis = result["best/recall@1"], result["best/opis"]
+        if result.get("resumed"):
+            self._say(row, f"goes on after epoch {row.epoch}/{row.epochs}")
+            return
         self._say(row, f"epoch {row.epoch}/{row.epochs}  loss {row.loss:.4f}  val score {result['val/score']:.4f}")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

@@ -6,22 +6,21 @@ Every trial trains one encoder; trial 0 is the baseline without TCM. The winner 
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from statistics import median
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import ray.tune
 import tyro
 
 from cluster import command_line, session
-from cluster.run_folder import Record, RunFolder
+from cluster.run_folder import Record
 from cluster.tracking import Store
 from cluster.writer import Writer
 from dml import plots
 from dml.config import Config
-from dml.state import differences
-from tune import early_stopping, finals, promote, report, resources, sampler, storage
+from tune import early_stopping, finals, promote, report, resources, resume, sampler, storage
 from tune.early_stopping import EarlyStop
 from tune.objective import RULES, Objective, Outcome, baseline, front, winner
 from tune.optuna_search import StudySearch
@@ -90,21 +89,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     words = list(sys.argv[1:] if argv is None else argv)
     resumed = command_line.value_of(words, "--resume")
-    options = _resumed(words, resumed) if resumed else command_line.parse(Options, words, budget="short")
+    options = (
+        resume.options_of(Options, words, resumed) if resumed else command_line.parse(Options, words, budget="short")
+    )
     config = options.config.replace(**{"evaluate.score_weight": options.objective.weight, "tcm.weight": 0.0})
     with command_line.one_line_errors(status=2):
         _check(options)
         space = Space.of(options.space, config, flat=options.sampler in sampler.FLAT)
         kept = session.kept_storage(options.storage)
         url = storage.url(options.optuna_storage, kept)
-        folder = _folder(options, kept, url)
+        folder = resume.place(options, kept, url)
         name = folder.name
     splits = command_line.preflight(config)
     session.connect(dashboard=options.workers_per_trial > 1)
-    with command_line.one_line_errors():
+    with command_line.one_line_errors(), session.stopped_as_by_ctrl_c():
         taken = _claim(options)
         if not resumed:
-            folder.begin(Record(options.config, name, resources=_recorded(options, url)))
+            folder.begin(Record(options.config, name, resources=resume.recorded(options, url)))
         store = Store.open(kept if options.storage else "")
         parent = store.start(name, params=_params(options, config, space, url), tags={"kind": "search"}, key=name)
         command_line.print_config(config)
@@ -292,65 +293,6 @@ def _overhead() -> str:
         return "trial overhead: every trial was the first of its process"
     first = f"; the first of a process {median(seconds.first):.2f} s" if seconds.first else ""
     return f"trial overhead: {median(seconds.later):.2f} s (median of {len(seconds.later)} outside the loop{first})"
-
-
-def _folder(options: Options, kept: str, url: str) -> RunFolder:
-    """The folder of a new search, or of one that goes on.
-
-    Raises:
-        ValueError: the name is taken, or no folder's name; or the study of the search is in another database.
-    """
-    if not options.resume:
-        folder = RunFolder(kept, command_line.run_name(options.name, options.config.data.dataset), "search")
-        if folder.begun:
-            raise ValueError(f"name: {kept} has a search {folder.name}; --resume {folder.name} goes on with it")
-        return folder
-    folder = RunFolder(kept, options.resume, "search")
-    before = folder.record().resources["optuna_storage"]
-    if before != storage.shown(url):
-        raise ValueError(
-            f"resume: the study of {folder.name} is in {before}, not in {storage.shown(url)}; give --optuna-storage, "
-            f"or {storage.VARIABLE} in the environment"
-        )
-    ended = folder.ended()
-    if ended is not None and ended["trials"] >= options.trials:
-        raise ValueError(f"resume: {folder.name} has ended, with {ended['trials']} trials; --trials can make it more")
-    return folder
-
-
-_MUST_STAY = ("objective", "space", "grid_points")
-_OF_A_PROCESS = ("config", "resume", "name", "storage")
-
-
-def _recorded(options: Options, url: str) -> dict[str, Any]:
-    """The options as --resume takes them up; a password is not kept."""
-    kept = {field.name: getattr(options, field.name) for field in fields(Options) if field.name not in _OF_A_PROCESS}
-    return {**kept, "objective": options.objective.model_dump(), "optuna_storage": storage.shown(url)}
-
-
-def _resumed(words: list[str], name: str) -> Options:
-    """The options of a search that goes on; what is given beside --resume must not change what is searched."""
-    with command_line.one_line_errors(status=2):
-        for option in ("--recipe", "--budget", "--name"):
-            if command_line.value_of(words, option):
-                raise ValueError(f"{option} does not go with --resume: the search goes on with what it began with")
-        kept = session.kept_storage(command_line.value_of(words, "--storage"))
-        record = RunFolder(kept, name, "search").record()
-        told = dict(record.resources)
-        if storage.hides_password(told["optuna_storage"]):
-            told["optuna_storage"] = ""
-        told |= {"objective": Objective.model_validate(told["objective"]), "space": tuple(told["space"])}
-        before = Options(record.config, **told)
-        options = command_line.parse(Options, words, default=before)
-        changed = differences(record.config, options.config)
-        changed += [
-            f"{name} is {getattr(options, name)}, was {getattr(before, name)}"
-            for name in _MUST_STAY
-            if getattr(options, name) != getattr(before, name)
-        ]
-        if changed:
-            raise ValueError(f"resume: a search goes on with the settings that it began with, but {'; '.join(changed)}")
-    return options
 
 
 def _params(options: Options, config: Config, space: Space, url: str) -> dict[str, object]:

@@ -15,6 +15,7 @@ from cluster.run_folder import RunFolder
 from cluster.tracking import Store
 from cluster.worker import Job, tracked, work
 from dml.config import Config
+from dml.state import State
 from tune.early_stopping import ENDED
 from tune.optuna_search import ERROR
 from tune.space import Point, settings
@@ -80,7 +81,7 @@ def run(params: Point, study: Study) -> None:
         with tracked(job) as job:
             report = folder.ended()
             if report is None:
-                report = _in_this_process(job, folder) if study.resources.workers == 1 else _train(job, study, folder)
+                report = _train(job, study, folder)
                 folder.end(report)
     except Exception as error:
         report = {ERROR: _cause(error)}
@@ -94,22 +95,27 @@ def _cause(error: Exception) -> str:
     return " ".join(str(told).removeprefix("rank 0: ").split())
 
 
-def _in_this_process(job: Job, place: RunFolder) -> dict[str, Any]:
+def _train(job: Job, study: Study, folder: RunFolder) -> dict[str, Any]:
+    found = folder.newest()
+    for problem in found.unusable:
+        log.warning("%s; the checkpoint before it is used", problem)
+    resumed = {"resumed": found.state is not None}
+    if found.state is not None:
+        # Which whoever took the reports may not have got before the end.
+        ray.tune.report({**found.state.info["report"], **resumed})
+    if study.resources.workers == 1:
+        return {**_in_this_process(job, folder, found.state), **resumed}
+    folder.mend()
+    trained = train.fit(job, study.resources, folder, callbacks=[TuneReportCallback()])
+    return {**trained.metrics, "checkpoint_path": trained.checkpoint, **resumed}
+
+
+def _in_this_process(job: Job, place: RunFolder, resume: State | None) -> dict[str, Any]:
     def report(metrics: dict[str, float | str], folder: Path | None) -> None:
         # Before the report, at which Tune may stop the trial.
         if folder is not None:
             place.keep(folder, int(metrics["step"]))
         ray.tune.report(metrics)
 
-    found = place.newest()
-    for problem in found.unusable:
-        log.warning("%s; the checkpoint before it is used", problem)
-    metrics = work(job, report, device=session.use_device(), resume=found.state, every=True)
-    return {**metrics, "checkpoint_path": place.best(), "resumed": found.state is not None}
-
-
-def _train(job: Job, study: Study, folder: RunFolder) -> dict[str, Any]:
-    """Over several workers."""
-    folder.mend()
-    trained = train.fit(job, study.resources, folder, callbacks=[TuneReportCallback()])
-    return {**trained.metrics, "checkpoint_path": trained.checkpoint}
+    metrics = work(job, report, device=session.use_device(), resume=resume, every=True)
+    return {**metrics, "checkpoint_path": place.best()}

@@ -86,22 +86,23 @@ def times_begun(said: str) -> dict[int, int]:
     return {number: found.count(number) for number in found}
 
 
-def interrupt(driver: subprocess.Popen[str]) -> None:
-    driver.send_signal(signal.SIGINT)
+def terminate(driver: subprocess.Popen[str]) -> None:
+    """As `ray job stop` and Kubernetes do; it is told on as Ctrl-C."""
+    driver.send_signal(signal.SIGTERM)
 
 
 def kill(driver: subprocess.Popen[str]) -> None:
     driver.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("stop", [interrupt, kill])
+@pytest.mark.parametrize("stop", [terminate, kill])
 def test_an_interrupted_driver_goes_on_by_name(tmp_path: Path, stop: Callable[[subprocess.Popen[str]], None]) -> None:
     driver = start(tmp_path, *WORDS, "--trials", "4")
     first = read_until(driver, r"trial [23]: epoch 3/8")
     family = psutil.Process(driver.pid).children(recursive=True)
     stop(driver)
     rest, _ = driver.communicate(timeout=120)
-    if stop is interrupt:
+    if stop is terminate:
         assert driver.returncode == 130
         assert "2 of 4 trials are done and kept" in rest
         assert "python -m tune.search --resume autumn" in rest
@@ -110,6 +111,7 @@ def test_an_interrupted_driver_goes_on_by_name(tmp_path: Path, stop: Callable[[s
     again = end(start(tmp_path, "--resume", "autumn"))
     assert "autumn goes on: 2 of 4 trials are done" in again
     assert times_begun(first + rest + again) == {0: 1, 1: 1, 2: 1, 3: 1}, "running trials went on where they were"
+    assert re.search(r"trial [23]: goes on after epoch \d/8", again)
     assert "alias champion" in again
     assert_whole(tmp_path, 4)
 
