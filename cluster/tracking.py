@@ -87,6 +87,7 @@ class Store:
         Args:
             storage: a folder that every node sees, if there is one: unsent metrics wait in its folder outbox, where a
                 person finds them whichever node wrote them. Else, and for a URI, in runs/outbox of this path.
+                Artifacts of a store without a server go into artifacts of it, or of runs/.
 
         Raises:
             TrackingError: the server does not answer, or refuses.
@@ -99,7 +100,8 @@ class Store:
             if found is not None:
                 return cls(uri, found.experiment_id, outbox)
             # Without a server MLflow would put artifacts into ./mlruns of whatever folder a worker runs in.
-            artifacts = (runs_dir() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+            place = storage if "://" in storage else Path(storage or runs_dir()).absolute().as_uri()
+            artifacts = f"{place}/artifacts" if uri.startswith("sqlite:") else None
             return cls(uri, client.create_experiment(EXPERIMENT, artifact_location=artifacts), outbox)
 
     def start(

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Annotated, NoReturn
 
@@ -17,11 +16,25 @@ import ray.tune
 import tyro
 
 from cluster import command_line, registry, session
+from cluster.run_folder import Record
 from cluster.tracking import Store, one_line
 from cluster.writer import Writer
 from dml import plots
 from dml.config import Config
-from tune import candidate, early_stopping, finals, page, promote, report, resources, retrain, sampler, storage, tested
+from tune import (
+    candidate,
+    early_stopping,
+    finals,
+    page,
+    promote,
+    report,
+    resources,
+    resume,
+    retrain,
+    sampler,
+    storage,
+    tested,
+)
 from tune.early_stopping import EarlyStop
 from tune.objective import RULES, Objective, Outcome, baseline, front, winner
 from tune.optuna_search import StudySearch
@@ -81,8 +94,11 @@ class Options:
     """Seconds to wait for an autoscaler to bring nodes that hold a trial; 0 refuses at once."""
     name: str = ""
     """Names the search; a time stamp is added when unset."""
-    resume: bool = False
-    """Go on with the search of this name, or with the newest one, after an interruption."""
+    resume: str = ""
+    """Name of a search that was interrupted and goes on, with its own settings; --trials may be more, and what trials
+    take of the cluster another."""
+    give_up_after: int = 3
+    """Stops the search when so many of its first trials have all failed; 0 goes on whatever fails."""
     storage: str = ""
     """Where checkpoints and the search's state go: a path that every node sees, or a URI. Default: runs/ray."""
     optuna_storage: str = ""
@@ -96,37 +112,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     began = time.perf_counter()
     words = list(sys.argv[1:] if argv is None else argv)
-    options = command_line.parse(Options, words, budget="short")
+    resumed = command_line.value_of(words, "--resume")
+    options = (
+        resume.options_of(Options, words, resumed) if resumed else command_line.parse(Options, words, budget="short")
+    )
     config = options.config.replace(**{"evaluate.score_weight": options.objective.weight, "tcm.weight": 0.0})
-    folder = session.local_path(options.storage or session.storage())
     with command_line.one_line_errors(status=2):
         _check(options)
         space = Space.of(options.space, config, flat=options.sampler in sampler.FLAT)
-        url = storage.url(options.optuna_storage)
-        name = _name(options, folder)
+        kept = session.kept_storage(options.storage)
+        url = storage.url(options.optuna_storage, kept)
+        folder = resume.place(options, kept, url)
+        name = folder.name
     splits = command_line.preflight(config)
     if options.retrain:
         with command_line.one_line_errors(status=2):
             retrain.changed(config, options.retrain)
     session.connect()
-    with command_line.one_line_errors():
+    with command_line.one_line_errors(), session.stopped_as_by_ctrl_c():
         taken = _claim(options)
-        store = Store.open(options.storage)
-        tags = {"kind": "search", "command": f"python -m tune.search {_again(words, options)}"}
+        if not resumed:
+            folder.begin(Record(options.config, name, resources=resume.recorded(options, url)))
+        store = Store.open(kept if options.storage else "")
+        tags = {"kind": "search", "command": f"python -m tune.search {_command(words, options)}"}
         parent = store.start(name, params=_params(options, config, space, url), tags=tags, key=name)
         command_line.print_config(config)
         print(f"search {name}: {options.trials} trials{_budget(words)}\n{space}\n")
-        study = Study(name, config, taken, folder, store, parent.run_id)
+        study = Study(name, config, taken, kept, store, parent.run_id)
         with parent.closing() as record:
             outcomes = _search(options, study, space, url)
-            if len(outcomes) < _trials(options, space) or _unfinished(outcomes):
-                _stop(outcomes, options, study, words)
+            _check_done(outcomes, options, study, _trials(options, space))
             findings = _findings(options, outcomes, study, space, url, toy=splits.toy)
             if not findings.finished:
                 _publish(findings, study, record)
             chosen = winner(outcomes, options.objective.tolerance, options.objective.mode)
             with one_line(store.uri):
-                _finish(options, findings, chosen, study, record, words)
+                _finish(options, findings, chosen, study, record)
+            folder.end({"trials": len(outcomes)})
     print(f"total {time.perf_counter() - began:.0f} s; {_overhead()}")
     print(f"browse it:  make ui      (mlflow ui --backend-store-uri {store.uri})")
     print("serve it:   make serve   (python -m serve.app)")
@@ -138,6 +160,7 @@ def _check(options: Options) -> None:
         ("trials", options.trials, 1),
         ("seeds", options.seeds, 0),
         ("finalists", options.finalists, 1),
+        ("give-up-after", options.give_up_after, 0),
         ("grid-points", options.grid_points, 1),
         ("trials-at-once", options.trials_at_once, 1),
         ("wait-for-resources", options.wait_for_resources, 0),
@@ -162,25 +185,32 @@ def _claim(options: Options) -> session.Resources:
 
 
 def _search(options: Options, study: Study, space: Space, url: str) -> list[Outcome]:
-    """Runs or resumes the trials."""
-    bench = _bench(options, study, study.name, _trials(options, space))
-    if options.resume:
-        return bench.resume(url)
+    """Runs the trials, or those of them that have not ended."""
+    trials = _trials(options, space)
     points = space.first_points()
     if options.sampler == "grid":
         points += space.grid(options.grid_points, seed=options.seed)
+    before = storage.trials(url, study.name)
+    if before and not options.resume:
+        raise ValueError(f"name: {storage.shown(url)} has a study {study.name} already; give another --name")
     searcher = StudySearch(
         space,
         options.objective,
-        sampler=sampler.build(options.sampler, seed=options.seed, trials=options.trials, search_off=bool(space.others)),
+        # One that goes on would draw its first points again.
+        sampler=sampler.build(
+            options.sampler, seed=options.seed + before, trials=options.trials, search_off=bool(space.others)
+        ),
         points=points,
-        trials=_trials(options, space),
+        trials=trials,
         design=options.sampler != "grid",
         study=study.name,
         url=url,
+        hopeless=options.give_up_after,
     )
+    if options.resume:
+        print(f"{study.name} goes on: {trials - searcher.left} of {trials} trials are done\n", flush=True)
     scheduler = early_stopping.build(options.early_stop, study.config.train)
-    return bench.search(searcher, scheduler, _trials(options, space))
+    return _bench(options, study, trials, done=trials - searcher.left).search(searcher, scheduler)
 
 
 def _trials(options: Options, space: Space) -> int:
@@ -190,36 +220,45 @@ def _trials(options: Options, space: Space) -> int:
     return min(options.trials, len(space.first_points()) + space.grid_size(options.grid_points))
 
 
-def _bench(options: Options, study: Study, name: str, trials: int) -> Bench:
+def _bench(options: Options, study: Study, trials: int, *, done: int = 0) -> Bench:
     taken = study.resources
     # More than one worker is a Ray Train job, which asks for its own CPUs: a driver that held a share of one could
     # starve its workers, and Tune refuses an empty request, so the driver asks for a byte.
     request = taken.per_worker if taken.workers == 1 else {"memory": 1.0}
     return Bench(
-        name=name,
-        storage=study.storage,
+        storage=study.folder,
         trainable=ray.tune.with_parameters(run, study=study),
         request=request,
         at_once=options.trials_at_once or resources.trials_at_once(taken),
         reuse=taken.workers == 1,
-        callbacks=[Progress(trials, study.config.train.epochs), resources.Waiting(taken), resources.Freeing()],
+        callbacks=[Progress(trials, study.config.train.epochs, done), resources.Waiting(taken), resources.Freeing()],
     )
 
 
-def _unfinished(outcomes: Sequence[Outcome]) -> bool:
-    return any(outcome.state == "unfinished" for outcome in outcomes)
+def _check_done(outcomes: Sequence[Outcome], options: Options, study: Study, trials: int) -> None:
+    """Goes no further after Ctrl-C, nor where nothing but failures is to be expected."""
+    if any(outcome.state == "unfinished" for outcome in outcomes):
+        _stop(outcomes, options, study)
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if 0 < options.give_up_after <= len(failed) == len(outcomes):
+        raise ValueError(
+            f"the first {len(failed)} trials have all failed, and the search is given up (--give-up-after "
+            f"{options.give_up_after}); the first failure: {failed[0].error}"
+        )
+    if len(outcomes) < trials:
+        _stop(outcomes, options, study)
 
 
-def _finals(options: Options, outcomes: Sequence[Outcome], study: Study, words: list[str]) -> finals.Finals:
+def _finals(options: Options, outcomes: Sequence[Outcome], study: Study) -> finals.Finals:
     """Trains the finalists over new seeds."""
     objective = options.objective
     chosen = finals.finalists(outcomes, options.finalists, objective.tolerance, objective.mode)
     first = study.config.train.seed + 1  # the search's own seed chose them, and would flatter them
     points = finals.points(chosen, range(first, first + options.seeds))
     print(f"\n{len(chosen)} finalists over {options.seeds} new seeds: {len(points)} trainings\n")
-    ran = _bench(options, study, f"{study.name}-finals", len(points)).run(points)
-    if len(ran) < len(points) or _unfinished(ran):
-        _stop(outcomes, options, study, words)
+    ran = _bench(options, study, len(points)).run(points)
+    if len(ran) < len(points) or any(outcome.state == "unfinished" for outcome in ran):
+        _stop(outcomes, options, study)
     return finals.judge(ran, objective.tolerance, objective.mode)
 
 
@@ -244,9 +283,7 @@ def _findings(
     )
 
 
-def _finish(
-    options: Options, findings: page.Findings, chosen: Outcome, study: Study, record: Writer, words: list[str]
-) -> None:
+def _finish(options: Options, findings: page.Findings, chosen: Outcome, study: Study, record: Writer) -> None:
     """Table, finals, test classes, figures, page, registry."""
     outcomes, over_seeds = findings.outcomes, None
     report.print_trials(outcomes, chosen)
@@ -254,7 +291,7 @@ def _finish(
         report.print_front(front(outcomes))
     winning_run, reference = chosen, baseline(outcomes)
     if options.seeds:
-        over_seeds = _finals(options, outcomes, study, words)
+        over_seeds = _finals(options, outcomes, study)
         report.print_finals(over_seeds)
         record.summary(report.finals_summary(over_seeds))
         chosen = next(outcome for outcome in outcomes if outcome.number == over_seeds.winner.number)
@@ -303,19 +340,19 @@ def _state(outcome: Outcome, chosen: Outcome) -> str:
     return "winner" if outcome is chosen else "baseline" if outcome.number == 0 else "other"
 
 
-def _stop(outcomes: Sequence[Outcome], options: Options, study: Study, words: list[str]) -> NoReturn:
+def _stop(outcomes: Sequence[Outcome], options: Options, study: Study) -> NoReturn:
     """Says how to go on after Ctrl-C, and leaves no run behind that looks alive."""
     study.store.end_children(study.parent)
     done = sum(outcome.state != "unfinished" for outcome in outcomes)
-    again = _again(words, options)
+    where = f" --storage {options.storage}" if options.storage else ""
     print(f"\ninterrupted: {done} of {options.trials} trials are done and kept. Go on with:")
-    print(f"  python -m tune.search {again}{' ' if again else ''}--resume")
+    print(f"  python -m tune.search --resume {study.name}{where}", flush=True)
     raise SystemExit(130)
 
 
-def _again(words: Sequence[str], options: Options) -> str:
-    """The command line's words, without a password and without --resume, as a shell takes them."""
-    return shlex.join(_without_secrets(word, options) for word in words if word != "--resume")
+def _command(words: Sequence[str], options: Options) -> str:
+    """The command line's words, without a password, as a shell takes them."""
+    return shlex.join(_without_secrets(word, options) for word in words)
 
 
 def _without_secrets(word: str, options: Options) -> str:
@@ -329,24 +366,6 @@ def _overhead() -> str:
         return "trial overhead: every trial was the first of its process"
     first = f"; the first of a process {median(seconds.first):.2f} s" if seconds.first else ""
     return f"trial overhead: {median(seconds.later):.2f} s (median of {len(seconds.later)} outside the loop{first})"
-
-
-def _name(options: Options, storage: str) -> str:
-    name = command_line.run_name(options.name, options.config.data.dataset)
-    if not options.resume:
-        if (Path(storage) / name).exists():
-            raise ValueError(f"name: there is a search {name} in {storage} already; --resume goes on with it")
-        return name
-    if options.name:
-        if "://" not in storage and not (Path(storage) / name / "tuner.pkl").exists():
-            raise ValueError(f"--resume: there is no search {name} in {storage}")
-        return name
-    if "://" in storage:
-        raise ValueError("--resume with a remote --storage needs the --name of the search")
-    found = sorted(Path(storage).glob("*/tuner.pkl"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ValueError(f"--resume: there is no search to go on with in {storage}")
-    return found[-1].parent.name
 
 
 def _params(options: Options, config: Config, space: Space, url: str) -> dict[str, object]:

@@ -12,7 +12,8 @@ from mlflow.entities import Run
 from PIL import Image
 
 from cluster import registry
-from dml import checkpoint
+from cluster.run_folder import Record, RunFolder
+from dml import checkpoint, recipes
 from tune import search
 from tune.progress import Progress
 
@@ -131,7 +132,7 @@ def test_when_every_trial_fails_the_search_says_why(here: Path, capsys: pytest.C
     with pytest.raises(SystemExit) as stop:
         search.main([*words, "--optim.clip", "0"])
     assert stop.value.code == 1
-    assert "no trial of 2 finished; the first failure: " in capsys.readouterr().err
+    assert "no trial of 2 finished; the first failure: NonFiniteLossError: loss is " in capsys.readouterr().err
     parent, trials = runs_of("hopeless")
     assert [run.info.status for run in [parent, *trials]] == ["FAILED"] * 3
     assert [run.data.tags["state"] for run in trials] == ["failed"] * 2
@@ -189,9 +190,8 @@ def test_the_finalists_decide_over_new_seeds(here: Path, capsys: pytest.CaptureF
         (["--sampler", "cmaes"], "--sampler"),
         (["--seeds", "-1"], "seeds: -1 is too few; at least 0"),
         (["--wait-for-resources", "-1"], "wait-for-resources: -1 is too few; at least 0"),
-        (["--resume"], "there is no search to go on with in "),
-        (["--resume", "--name", "nobody"], "there is no search nobody in "),
-        (["--name", "taken"], "there is a search taken in "),
+        (["--give-up-after", "-1"], "give-up-after: -1 is too few; at least 0"),
+        (["--name", "taken"], "has a search taken; --resume taken goes on with it"),
         (["--name", "it's"], "is not made of letters, digits"),
         (["--trials", "0"], "trials: 0 is too few; at least 1"),
     ],
@@ -204,7 +204,7 @@ def test_a_search_that_cannot_begin_is_refused_before_ray(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "ray" / "taken").mkdir(parents=True)
+    RunFolder(str(tmp_path / "runs" / "ray"), "taken", "search").begin(Record(recipes.digits(), "taken"))
     with pytest.raises(SystemExit) as stop:
         search.main([*DIGITS, *words])
     assert stop.value.code == 2

@@ -12,7 +12,7 @@ from tune import finals, sampler, storage
 from tune.objective import Mode, Objective, Outcome, winner
 from tune.page import Findings
 from tune.page.importance import shares
-from tune.promote import Tested
+from tune.tested import Tested
 from tune.sampler import SamplerName
 from tune.space import Space, settings
 

@@ -21,9 +21,9 @@ def trial(number: int, recall: float, opis: float, floor: float = 0.0001, **sett
     return Outcome(number, "finished", varied, {**metrics, "best/score": recall - opis**0.5})
 
 
-def on_test(recall: float, opis: float, floor: float = 0.0001, lines: ThresholdCurves | None = None) -> promote.Tested:
+def on_test(recall: float, opis: float, floor: float = 0.0001, lines: ThresholdCurves | None = None) -> tested.Tested:
     metrics = {"recall@1": recall, "opis": opis, "opis_noise_floor": floor, "mean_utility": 0.9, "score": 0.8}
-    return promote.Tested({f"test/{name}": value for name, value in metrics.items()}, lines, 7, ())
+    return tested.Tested({f"test/{name}": value for name, value in metrics.items()}, lines, 7, ())
 
 
 BASELINE = trial(0, 0.9000, 0.0016)
