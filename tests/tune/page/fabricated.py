@@ -12,9 +12,9 @@ from tune import finals, sampler, storage
 from tune.objective import Mode, Objective, Outcome, winner
 from tune.page import Findings
 from tune.page.importance import shares
-from tune.tested import Tested
 from tune.sampler import SamplerName
 from tune.space import Space, settings
+from tune.tested import Tested
 
 
 def findings(

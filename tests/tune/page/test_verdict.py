@@ -9,7 +9,7 @@ import pytest
 from dml import recipes
 from dml.metrics.threshold import ThresholdCurves
 from tests.tune.page.fabricated import curves, findings
-from tune import finals, promote
+from tune import finals, tested
 from tune.objective import Objective, Outcome
 from tune.page import Findings, verdict
 from tune.space import Space
