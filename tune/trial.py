@@ -14,6 +14,7 @@ from cluster.tracking import Store
 from cluster.worker import Job, work
 from dml.config import Config
 from tune.early_stopping import ENDED
+from tune.ranges import Value
 from tune.space import Point, settings
 
 _trials_of_this_process = itertools.count()
@@ -40,6 +41,17 @@ class Study:
     parent: str
 
 
+def trial_key(study: str, number: int, seed: Value) -> str:
+    """What names the MLflow run of a trial once and for all.
+
+    Args:
+        study: name of the search.
+        number: of the trial.
+        seed: of a finalist's training; None in the search itself.
+    """
+    return f"{study}/{number}" if seed is None else f"{study}/{number}/seed {seed}"
+
+
 def run(params: Point, study: Study) -> None:
     """Trains with these parameters and reports to Ray Tune.
 
@@ -59,7 +71,7 @@ def run(params: Point, study: Study) -> None:
         name=name,
         store=study.store,
         parent=study.parent,
-        key=f"{study.name}/{number}" + ("" if seed is None else f"/seed {seed}"),
+        key=trial_key(study.name, number, seed),
         tags=tags,
     )
     if study.resources.workers == 1:
