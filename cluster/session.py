@@ -24,8 +24,7 @@ def connect() -> None:
     else:
         # Ray would warn about settings of later releases at every start.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Ray Train asks the dashboard whether a trial is gone before it frees its workers.
-        ray.init(address="local", include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 @dataclass(frozen=True)

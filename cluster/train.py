@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 
 import ray.train
 import ray.train.torch
+import ray.util
 import tyro
 from ray.train.torch import TorchTrainer
 
@@ -15,6 +16,9 @@ from cluster import command_line, session
 from cluster.tracking import Store
 from cluster.worker import Job, TrainingError, work
 from dml.config import Config
+
+PLACEMENT_GROUP = "placement_group"
+"""Reported beside the metrics: the id, in hex, of the placement group that holds the workers."""
 
 
 def fit(
@@ -69,8 +73,10 @@ def finish(trainer: TorchTrainer) -> ray.train.Result:
 def _worker(settings: dict[str, Job]) -> None:
     def report(metrics: dict[str, float | str], folder: Path | None) -> None:
         kept = ray.train.Checkpoint.from_directory(folder) if folder is not None else None
-        ray.train.report(metrics, checkpoint=kept)
+        ray.train.report({**metrics, **place}, checkpoint=kept)
 
+    group = ray.util.get_current_placement_group()
+    place = {} if group is None else {PLACEMENT_GROUP: group.id.hex()}
     work(settings["job"], report, device=session.use_rank_device())
 
 

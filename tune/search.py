@@ -185,7 +185,7 @@ def _bench(options: Options, study: Study, name: str, trials: int) -> Bench:
         request=request,
         at_once=options.trials_at_once or resources.trials_at_once(taken),
         reuse=taken.workers == 1,
-        callbacks=[Progress(trials, study.config.train.epochs), resources.Waiting(taken)],
+        callbacks=[Progress(trials, study.config.train.epochs), resources.Waiting(taken), resources.Freeing()],
     )
 
 

@@ -11,7 +11,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-COMMAND = [sys.executable, "-m", "tune.search", "--recipe", "digits", "--trials", "3", "--train.epochs", "8"]
+SEARCH = ["--recipe", "digits", "--trials", "3", "--train.epochs", "8", "--early-stop", "none"]
+COMMAND = [sys.executable, "-m", "tune.search", *SEARCH]
 
 
 def statuses(here: Path) -> list[str]:
