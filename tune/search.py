@@ -42,7 +42,7 @@ from tune.progress import Progress
 from tune.promote import When
 from tune.sampler import SamplerName
 from tune.space import Space
-from tune.trial import Study, run
+from tune.trial import Study, run, trial_key
 from tune.trials import Bench
 
 
@@ -259,16 +259,23 @@ def _finals(options: Options, outcomes: Sequence[Outcome], study: Study) -> fina
     ran = _bench(options, study, len(points)).run(points)
     if len(ran) < len(points) or any(outcome.state == "unfinished" for outcome in ran):
         _stop(outcomes, options, study)
+    _tell(study, ran)
     return finals.judge(ran, objective.tolerance, objective.mode)
+
+
+def _tell(study: Study, outcomes: Sequence[Outcome]) -> None:
+    """Tells the runs of trials how they ended."""
+    # A trial that was stopped early had no time to end its run.
+    study.store.end_children(study.parent)
+    states = {trial_key(study.name, o.number, o.settings.get("train.seed")): {"state": o.state} for o in outcomes}
+    study.store.tag_children(study.parent, states)
 
 
 def _findings(
     options: Options, outcomes: list[Outcome], study: Study, space: Space, url: str, *, toy: bool
 ) -> page.Findings:
-    """What the trials came to; their runs in MLflow are told how they ended."""
-    # A trial that was stopped early had no time to end its run.
-    study.store.end_children(study.parent)
-    study.store.tag_children(study.parent, {f"{study.name}/{o.number}": {"state": o.state} for o in outcomes})
+    """What the trials came to."""
+    _tell(study, outcomes)
     return page.Findings(
         name=study.name,
         outcomes=outcomes,

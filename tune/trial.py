@@ -18,6 +18,7 @@ from dml.config import Config
 from dml.state import State
 from tune.early_stopping import ENDED
 from tune.optuna_search import ERROR
+from tune.ranges import Value
 from tune.space import Point, settings
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,17 @@ class Study:
         return f"{self.storage}/{self.name}"
 
 
+def trial_key(study: str, number: int, seed: Value) -> str:
+    """What names the MLflow run of a trial once and for all.
+
+    Args:
+        study: name of the search.
+        number: of the trial.
+        seed: of a finalist's training; None in the search itself.
+    """
+    return f"{study}/{number}" if seed is None else f"{study}/{number}/seed {seed}"
+
+
 def run(params: Point, study: Study) -> None:
     """Trains with these parameters and reports to Ray Tune.
 
@@ -72,7 +84,7 @@ def run(params: Point, study: Study) -> None:
         name=name,
         store=study.store,
         parent=study.parent,
-        key=f"{study.name}/{number}" + ("" if seed is None else f"/seed {seed}"),
+        key=trial_key(study.name, number, seed),
         tags=tags,
     )
     folder = RunFolder(study.folder, f"trial-{number}" + ("" if seed is None else f"-seed-{seed}"))

@@ -1,4 +1,4 @@
-"""How far OPIS of two models differs on other classes of the same population."""
+"""How OPIS of two models compares on other classes of the same population."""
 
 import math
 from typing import TypeAlias
@@ -10,12 +10,15 @@ from dml.metrics.threshold import ThresholdCurves, opis, utility
 
 Interval: TypeAlias = tuple[float, float]
 
+_ROUNDING = 1e-15
+"""An OPIS below it is 0."""
 
-def opis_difference(before: ThresholdCurves, after: ThresholdCurves, c: float = 1.0) -> tuple[float, Interval | None]:
-    """OPIS of `after` minus OPIS of `before`, with its 95 % interval over classes.
 
-    The delete-one-class jackknife of the difference: both models lose the same class, so what is peculiar to the class
-    cancels as far as the models share it. With theta_i the difference without class i,
+def opis_ratio(before: ThresholdCurves, after: ThresholdCurves, c: float = 1.0) -> tuple[float, Interval | None]:
+    """OPIS of `after` over OPIS of `before`, with its 95 % interval over classes.
+
+    The delete-one-class jackknife of the logarithm: both models lose the same class, so what is peculiar to the class
+    cancels as far as the models share it. With theta_i = log(OPIS_after / OPIS_before) without class i,
 
         variance = (C - 1) / C * sum_i (theta_i - mean)^2
 
@@ -29,7 +32,8 @@ def opis_difference(before: ThresholdCurves, after: ThresholdCurves, c: float = 
         c: weight of the utility.
 
     Returns:
-        The difference, and (low, high); None for fewer than three classes.
+        The ratio, infinite where `before` has an OPIS of 0, and (low, high); None for fewer than three classes, or
+        where a model treats all of them alike, or all but one.
 
     Raises:
         ValueError: the two are of different classes.
@@ -40,12 +44,14 @@ def opis_difference(before: ThresholdCurves, after: ThresholdCurves, c: float = 
         )
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-    difference, classes = opis(after, c) - opis(before, c), len(before.classes_C)
-    if classes < 3:
-        return difference, None
-    without_C = _leaving_out(utility(after, c)) - _leaving_out(utility(before, c))
-    half = float(stdtrit(classes - 1, 0.975)) * math.sqrt((classes - 1) * float(without_C.var()))
-    return difference, (difference - half, difference + half)
+    old, new, classes = opis(before, c), opis(after, c), len(before.classes_C)
+    if old < _ROUNDING:
+        return math.inf, None
+    old_C, new_C = _leaving_out(utility(before, c)), _leaving_out(utility(after, c))
+    if classes < 3 or min(new, old_C.min(), new_C.min()) < _ROUNDING:
+        return new / old, None
+    half = float(stdtrit(classes - 1, 0.975)) * math.sqrt((classes - 1) * float(np.log(new_C / old_C).var()))
+    return new / old, (new / old * math.exp(-half), new / old * math.exp(half))
 
 
 def _leaving_out(utility_CT: Floats) -> Floats:

@@ -174,6 +174,7 @@ def test_the_finalists_decide_over_new_seeds(here: Path, capsys: pytest.CaptureF
     finals = [run for run in runs if run.data.tags["kind"] == "final"]
     seeds = sorted((run.data.tags["trial"], run.data.params["train.seed"]) for run in finals)
     assert seeds == [("0", "1"), ("0", "2"), ("1", "1"), ("1", "2")]
+    assert [run.data.tags["state"] for run in finals] == ["finished"] * 4
     assert parent.data.params["space"].endswith("optim.lr=log(0.0001,0.01)")
     change, low, high = (parent.data.metrics[f"finals/opis_change{end}"] for end in ("", "/low", "/high"))
     assert low <= change <= high

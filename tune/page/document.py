@@ -78,8 +78,13 @@ def _sections(findings: Findings) -> list[Section]:
         f"{metric[0].upper()}{metric[1:]} on val against each setting, whatever the others were. The dashed line is "
         "the baseline's; hollow points were stopped early."
     )
+    seeds = (
+        "These are the search's own trials, all of one seed; the winner was chosen by its mean over new seeds."
+        if findings.finals is not None
+        else ""
+    )
     found = [
-        Section("found", "What was found on val", "", [trials.pareto(findings), *trials.history(findings)]),
+        Section("found", "What was found on val", seeds, [trials.pareto(findings), *trials.history(findings)]),
         Section(
             "utility",
             "Utility on test, class by class",

@@ -39,7 +39,8 @@ def shares(study: "Study", *, seed: int = 0) -> dict[str, dict[str, float]]:
 
     Returns:
         By figure and by Optuna's name of the parameter, each figure's shares summing to 1. A figure is left out that
-        did not vary, and everything with fewer than LEAST trials or no parameter that varied.
+        did not vary, and everything with fewer than LEAST trials, no more of them than parameters, or no parameter
+        that varied.
     """
     import optuna
     from optuna.trial import TrialState
@@ -55,7 +56,7 @@ def shares(study: "Study", *, seed: int = 0) -> dict[str, dict[str, float]]:
         for name in names
         if all(name in trial.params for trial in trials) and len({trial.params[name] for trial in trials}) > 1
     ]
-    if len(trials) < LEAST or not varied:
+    if len(trials) < LEAST or not 0 < len(varied) < len(trials):
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     copy = optuna.create_study(directions=study.directions)

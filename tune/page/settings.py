@@ -38,7 +38,7 @@ def importance(findings: Findings) -> Panel:
 
     key, title, shares = "importance", "Importance of the parameters", findings.importances
     if not shares:
-        why = f"Not defined here: it takes at least {LEAST} finished trials with TCM on in which a parameter varies."
+        why = f"Not defined here: it takes at least {LEAST} finished trials with TCM on, and more than there are parameters."
         return Panel(key, title, why)
     first = next(iter(shares.values()))
     names = sorted(first, key=lambda name: -first[name])
@@ -133,44 +133,49 @@ def _is_number(value: object) -> bool:
 def contours(findings: Findings) -> list[Panel]:
     """Score and OPIS over both margins."""
     found = [outcome for outcome in findings.finished if all(_is_number(value_of(outcome, name)) for name in MARGINS)]
-    return [_contour(findings, found, "score", "Score"), _contour(findings, found, "opis", "OPIS")]
+    if not found:
+        return [Panel("contour", "The margins", "No trial with both margins finished.")]
+    x, y = (np.array([float(str(value_of(outcome, name))) for outcome in found]) for name in MARGINS)
+    if not _has_hull(x, y):
+        figure = blank("margin_pos", "margin_neg")
+        scatter(figure, findings, list(zip(found, x.tolist(), y.tolist(), strict=True)))
+        why = "Their places alone: the trials are too few for contours, or all on one line."
+        tried = "; ".join(f"trial {o.number} at {at:.3g} and {to:.3g}" for o, at, to in zip(found, x, y, strict=True))
+        return [
+            Panel("contour", "The margins that were tried", why, f"margin_pos and margin_neg: {tried}", drawn(figure))
+        ]
+    return [_contour(findings, found, x, y, metric, label) for metric, label in (("score", "Score"), ("opis", "OPIS"))]
 
 
-def _contour(findings: Findings, outcomes: Sequence[Outcome], metric: str, label: str) -> Panel:
+def _contour(findings: Findings, outcomes: Sequence[Outcome], x: Any, y: Any, metric: str, label: str) -> Panel:
     import plotly.graph_objects as go
 
     key, title = f"contour-{metric}", f"{label} over the margins"
-    if not outcomes:
-        return Panel(key, title, "No trial with both margins finished.")
-    x, y = (np.array([float(str(value_of(outcome, name))) for outcome in outcomes]) for name in MARGINS)
     z = np.array([outcome.metrics[f"best/{metric}"] for outcome in outcomes])
     low, high = frame([*z], [outcome.metrics[f"best/{metric}"] for outcome in outcomes if outcome is findings.chosen])
     low, high = max(low, z.min()), min(high, z.max())
     digits = ".5f" if metric == "opis" else ".3f" if high - low > 0.02 else ".4f"
-    figure, surface = blank("margin_pos", "margin_neg"), _surface(x, y, z)
+    figure, (grid_x, grid_y, grid_z) = blank("margin_pos", "margin_neg"), _surface(x, y, z)
     scale = [[index / (len(SCALE) - 1), color] for index, color in enumerate(SCALE)]
-    # A large OPIS is the bad end.
-    colours = {"colorscale": scale, "reversescale": metric == "opis", "zmin": low, "zmax": high}
-    if surface is None:
-        caption = "Too few trials, or all on one line: their places alone."
-    else:
-        grid_x, grid_y, grid_z = surface
-        figure.add_trace(
-            go.Contour(
-                x=grid_x,
-                y=grid_y,
-                z=[[None if np.isnan(value) else value for value in row] for row in grid_z],
-                **colours,
-                contours={"coloring": "heatmap", "start": low, "end": high, "size": (high - low) / 9 or 1},
-                line={"width": 0.6, "color": PAPER},
-                colorbar={"thickness": 10, "outlinewidth": 0, "tickfont": {"color": INK}, "tickformat": digits},
-                hoverinfo="skip",
-            )
+    figure.add_trace(
+        go.Contour(
+            x=grid_x,
+            y=grid_y,
+            z=[[None if np.isnan(value) else value for value in row] for row in grid_z],
+            colorscale=scale,
+            reversescale=metric == "opis",  # a large OPIS is the bad end
+            zmin=low,
+            zmax=high,
+            contours={"coloring": "heatmap", "start": low, "end": high, "size": (high - low) / 9 or 1},
+            line={"width": 0.6, "color": PAPER},
+            colorbar={"thickness": 10, "outlinewidth": 0, "tickfont": {"color": INK}, "tickformat": digits},
+            hoverinfo="skip",
         )
-        caption = (
-            "What stands out from the page is better. Straight between trials, with nothing beyond them; the trials' "
-            "other settings differ too."
-        )
+    )
+    caption = (
+        "What stands out from the page is better. Straight between trials, with nothing beyond them; the trials' other "
+        "settings differ too."
+    )
     scatter(figure, findings, list(zip(outcomes, x.tolist(), y.tolist(), strict=True)), showlegend=False)
     best = outcomes[int(z.argmin() if metric == "opis" else z.argmax())]
     alternative = (
@@ -180,21 +185,18 @@ def _contour(findings: Findings, outcomes: Sequence[Outcome], metric: str, label
     return Panel(key, title, caption, alternative, drawn(figure))
 
 
-def _surface(x: Any, y: Any, z: Any, steps: int = 120) -> tuple[Any, Any, Any] | None:
-    """Linear interpolation within the hull of the points, the mean where several lie on one; None without a hull."""
-    from scipy.interpolate import LinearNDInterpolator  # type: ignore[import-untyped]
-    from scipy.spatial import QhullError  # type: ignore[import-untyped]
+def _has_hull(x: Any, y: Any) -> bool:
+    """Whether the points are enough, and span an area."""
+    at = np.unique(np.stack([x, y], axis=1).round(6), axis=0)
+    spread = at - at.mean(axis=0)
+    return len(at) >= FEWEST and bool(np.linalg.svd(spread, compute_uv=False)[-1] > 1e-3)
 
-    spread_x, spread_y = np.ptp(x), np.ptp(y)
-    if not spread_x or not spread_y:
-        return None
+
+def _surface(x: Any, y: Any, z: Any, steps: int = 120) -> tuple[Any, Any, Any]:
+    """Linear interpolation within the hull of the points, of the mean where several lie on one."""
+    from scipy.interpolate import LinearNDInterpolator  # type: ignore[import-untyped]
+
     at, which = np.unique(np.stack([x, y], axis=1).round(6), axis=0, return_inverse=True)
-    if len(at) < FEWEST:
-        return None
     means = np.bincount(which.ravel(), z) / np.bincount(which.ravel())
     grid_x, grid_y = (np.linspace(values.min(), values.max(), steps) for values in (x, y))
-    try:
-        surface = LinearNDInterpolator(at, means, rescale=True)(*np.meshgrid(grid_x, grid_y))
-    except QhullError:
-        return None
-    return grid_x, grid_y, surface
+    return grid_x, grid_y, LinearNDInterpolator(at, means, rescale=True)(*np.meshgrid(grid_x, grid_y))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from dml.metrics.opis_interval import Interval, opis_difference
+from dml.metrics.opis_interval import Interval, opis_ratio
 from tune.finals import Finals
 from tune.objective import RULES, Outcome
 from tune.page.findings import Findings, described
@@ -84,12 +84,12 @@ def percent(before: float, after: float) -> str:
     return f"{100 * (after / before - 1):+.1f} %" if before else f"{after - before:+.5f}"
 
 
-def interval_of_opis(findings: Findings) -> tuple[float, Interval | None] | None:
-    """The change of OPIS on test with its interval over classes; None where the two cannot be compared."""
+def interval_of_opis(findings: Findings) -> Interval | None:
+    """The 95 % interval over classes of OPIS on test, winner over baseline; None where it is not defined."""
     before, after = findings.tested_baseline, findings.tested
     if before is None or after is None or before is after or before.curves is None or after.curves is None:
         return None
-    return opis_difference(before.curves, after.curves, findings.config.evaluate.utility_c)
+    return opis_ratio(before.curves, after.curves, findings.config.evaluate.utility_c)[1]
 
 
 def _searched(findings: Findings) -> str:
@@ -167,8 +167,8 @@ def _on_test(findings: Findings) -> str:
         return "" if findings.chosen is None else "The winner has not been measured on test classes."
     found = interval_of_opis(findings)
     interval = ""
-    if found is not None and found[1] is not None:
-        low, high = (100 * end / Figures.on_test(before).opis for end in found[1]) if before else (0.0, 0.0)
+    if found is not None:
+        low, high = (100 * (end - 1) for end in found)
         interval = f"95 % interval over classes {low:+.1f} to {high:+.1f} %, "
     same = None if before is None or before is after else Figures.on_test(before)
     words = _compared(same, Figures.on_test(after), interval)
@@ -218,14 +218,17 @@ def _transfer(findings: Findings) -> list[str]:
     found = []
     old, new = Figures.on_val(before), Figures.on_val(after)
     tested_old, tested_new = Figures.on_test(tested_before), Figures.on_test(tested)
-    for name, on_val, on_test in (
-        ("OPIS", old.opis - new.opis, tested_old.opis - tested_new.opis),
-        ("Recall@1", new.recall - old.recall, tested_new.recall - tested_old.recall),
-    ):
-        if on_val > 0 > on_test:
-            found.append(f"{name} improved on val, by which the trial was chosen, and became worse on test.")
+    lost, tolerance = tested_old.recall - tested_new.recall, findings.objective.tolerance
+    if lost > tolerance:
+        found.append(
+            f"On test its Recall@1 lies {100 * lost:.2f} points below the baseline's, more than the tolerance of "
+            f"{100 * tolerance:g} that it kept to on val."
+        )
+    if tested_new.opis > tested_old.opis:
+        word = "larger, though it is smaller on val" if new.opis < old.opis else "larger, as on val"
+        found.append(f"On test its OPIS is not better than the baseline's but {word}.")
     interval = interval_of_opis(findings)
-    if interval is not None and interval[1] is not None and _holds_zero(interval[1]):
+    if interval is not None and interval[0] <= 1 <= interval[1]:
         found.append(
             "On test the change of OPIS may come from these very classes: its 95 % interval over classes holds 0."
         )

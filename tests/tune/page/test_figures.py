@@ -98,9 +98,12 @@ def test_contours_meet_the_trials_that_they_run_through(found: Findings) -> None
 def test_trials_on_a_line_have_no_contour(tmp_path: Path) -> None:
     for name, words in (("point", ["tcm.margin_pos=[0.9]"]), ("few", [])):
         trials = 12 if words else 4
-        panels = settings.contours(findings(tmp_path, trials=trials, words=words, name=name))
-        assert all("contour" not in traces(panel) for panel in panels)
-        assert all("Too few trials, or all on one line" in panel.caption for panel in panels)
+        found = findings(tmp_path, trials=trials, words=words, name=name)
+        (panel,) = settings.contours(found)
+        shown = traces(panel)
+        assert "contour" not in shown
+        assert sum(len(trace["x"]) for trace in shown.values()) == trials - 1, "all but the baseline"
+        assert "too few for contours, or all on one line" in panel.caption
 
 
 def test_importance_finds_what_the_figure_hangs_on() -> None:

@@ -115,9 +115,9 @@ def test_each_doubt_has_its_cause() -> None:
         (replace(sound, outcomes=(BASELINE, WINNER, failed)), "1 of 3 trials failed"),
         (
             replace(sound, tested=on_test(0.91, 0.0017)),
-            "OPIS improved on val, by which the trial was chosen, and became",
+            "its OPIS is not better than the baseline's but larger, though it is smaller on val",
         ),
-        (replace(sound, tested=on_test(0.89, 0.0012)), "Recall@1 improved on val, by which the trial was chosen"),
+        (replace(sound, tested=on_test(0.89, 0.0012)), "Recall@1 lies 1.00 points below the baseline's, more than the"),
         (replace(sound, tested=on_test(0.91, 0.0012, floor=0.0008)), "OPIS on test is 1.5 times its noise floor"),
     ):
         assert words not in doubts(sound)
