@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
-from benchmarks.plain_ddp import STAMPS
+from benchmarks._plain_ddp import STAMPS
 from dml import recipes
 from dml.data import datasets
 
@@ -36,7 +36,7 @@ SETTINGS = {
     "batch.classes": CLASSES,
     "batch.samples": SAMPLES,
     "train.epochs": 1,
-    "loss.name": "benchmarks.plain_ddp:MultiSimilarity",
+    "loss.name": "benchmarks._plain_ddp:MultiSimilarity",
 }
 RAY_INIT = (
     "import time; began = time.time(); from cluster import session; imported = time.time(); session.connect(); "
@@ -76,6 +76,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         write_digits(place / "digits.npz")
+        # The store of the first run ever is made here: tables of a database, once in the life of an installation.
+        run([sys.executable, "-c", "from cluster.tracking import Store; Store.open()"], place)
         for workers in options.workers:
             compare(workers, options.pairs, options.steps, place)
 
@@ -94,7 +96,7 @@ def compare(workers: int, pairs: int, steps: int, place: Path) -> None:
     for pair in range(pairs):
         # Whoever is first in a pair meets another machine, if its load drifts.
         for side in (ours, plain) if pair % 2 else (plain, ours):
-            command = train_command(workers, steps) if side is ours else torchrun_command(workers, steps, place)
+            command = train_command(workers, steps, place) if side is ours else torchrun_command(workers, steps, place)
             side.append(timed(command, place, steps))
         starts.append(float(run([sys.executable, "-c", RAY_INIT], place)))
     print(f"\n-- {workers} rank{'s' * (workers > 1)}, {pairs} pairs of {steps} steps of {CLASSES * SAMPLES} images")
@@ -139,30 +141,32 @@ def ratio_line(name: str, ours: Sequence[float], others: Sequence[float]) -> str
     return f"{name:<46} {middle:.3f}  (95 % {low:.3f} to {high:.3f})"
 
 
-def train_command(workers: int, steps: int) -> list[str]:
+def train_command(workers: int, steps: int, place: Path) -> list[str]:
     settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
     own = ["--recipe", "digits", "--workers", str(workers), "--train.steps-per-epoch", str(steps)]
+    own += ["--storage", str(place / "storage")]
     return [sys.executable, "-m", "cluster.train", *own, *settings]
 
 
 def torchrun_command(workers: int, steps: int, place: Path) -> list[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(workers)]
     data = ["--data", str(place / "digits.npz"), "--classes", str(CLASSES), "--samples", str(SAMPLES)]
-    return [*launcher, "-m", "benchmarks.plain_ddp", *data, "--steps", str(steps)]
+    return [*launcher, "-m", "benchmarks._plain_ddp", *data, "--steps", str(steps)]
 
 
 def timed(command: Sequence[str], place: Path, steps: int) -> Timed:
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        began = time.time()
-        run(command, Path(folder))
-        lines = [line.split() for line in (Path(folder) / "stamps.0").read_text().splitlines()]
+    stamps = place / "stamps.0"
+    stamps.unlink(missing_ok=True)
+    began = time.time()
+    run(command, place)
+    lines = [line.split() for line in stamps.read_text().splitlines()]
     made, called = ([float(at) - began for kind, at, _ in lines if kind == event] for event in ("made", "called"))
     assert len(called) == steps, f"the loss was called {len(called)} times in {steps} steps"
     return Timed(made, called, [float(cpu) for kind, _, cpu in lines if kind == "called"])
 
 
 def run(command: Sequence[str], folder: Path) -> str:
-    """What a command printed, run in a folder of its own, a thread a process as torchrun has it."""
+    """What a command printed, run in this folder, a thread a process as torchrun has it."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     own = {"PYTHONPATH": path, STAMPS: str(folder / "stamps"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=os.environ | own, capture_output=True, text=True, check=False)

@@ -58,7 +58,7 @@ class Options:
     workers: int = 0
     """Ranks of Ray Train that share the work; 0 works in this process, without Ray."""
     cpus_per_worker: float | None = None
-    """CPUs of each rank; 1 unless given."""
+    """CPUs of each rank; unless given, its GPU's share of the node's, or 1 without GPUs."""
     gpus_per_worker: float | None = None
     """GPUs of each rank; 1 when the cluster has GPUs, else 0."""
     storage: str = ""

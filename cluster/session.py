@@ -1,9 +1,10 @@
 """Connecting to Ray, and what a job may take of it."""
 
 import logging
+import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +32,8 @@ _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """The environment variable by which Ray hands a job of `ray job submit` its name and runtime environment."""
 
 
-def connect(*, dashboard: bool = False) -> None:
-    """Joins the cluster at RAY_ADDRESS, or starts a local Ray on this machine; does nothing when connected already.
-
-    Args:
-        dashboard: a local Ray gets one, on loopback. Trials of several workers need it: Ray Train asks it whether one
-            that was stopped early is gone, and frees its workers.
-    """
+def connect() -> None:
+    """Joins the cluster at RAY_ADDRESS, or starts a local Ray on this machine; does nothing when connected already."""
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
@@ -46,7 +42,7 @@ def connect(*, dashboard: bool = False) -> None:
     else:
         for name, value in _LOCAL_RAY.items():
             os.environ.setdefault(name, value)
-        ray.init(address="local", include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,10 @@ class Resources:
         *,
         resize_seconds: float = 60.0,
     ) -> "Resources":
-        """Resources with what is not given taken from the cluster: a GPU a worker when it has any, a CPU a worker.
+        """Resources with what is not given taken from the cluster.
+
+        A GPU a worker when it has any, with its share of the CPUs of its node, which read the images; else a CPU a
+        worker.
 
         Args:
             workers: how many, or "MIN:MAX" of an elastic job.
@@ -91,7 +90,9 @@ class Resources:
         total = ray.cluster_resources()
         if gpus_per_worker is None:
             gpus_per_worker = 1.0 if total.get("GPU", 0) > 0 else 0.0
-        found = cls(least, cpus_per_worker or 1.0, gpus_per_worker, most, resize_seconds)
+        if cpus_per_worker is None:
+            cpus_per_worker = cpus_beside([node["Resources"] for node in ray.nodes() if node["Alive"]], gpus_per_worker)
+        found = cls(least, cpus_per_worker, gpus_per_worker, most, resize_seconds)
         for name, each in (("CPU", found.cpus_per_worker), ("GPU", found.gpus_per_worker)):
             if least * each > total.get(name, 0):
                 raise ValueError(
@@ -127,6 +128,17 @@ class Resources:
     def backend(self) -> TorchConfig:
         """How the ranks talk: by NCCL between GPUs, else by gloo."""
         return TorchConfig(backend="nccl" if self.gpus_per_worker else "gloo")
+
+
+def cpus_beside(nodes: Sequence[Mapping[str, float]], gpus: float) -> float:
+    """The CPUs that go with so many GPUs, where every GPU of a node is given its share: whole, at least 1.
+
+    Args:
+        nodes: the resources of each node; of those with GPUs, the one with the fewest CPUs a GPU decides.
+        gpus: of one worker; 0 needs 1 CPU.
+    """
+    shares = [gpus * node.get("CPU", 0.0) / node["GPU"] for node in nodes if node.get("GPU", 0.0) > 0]
+    return max(1.0, math.floor(min(shares))) if gpus > 0 and shares else 1.0
 
 
 def _counts(workers: str) -> tuple[int, int]:

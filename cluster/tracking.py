@@ -1,9 +1,11 @@
 """MLflow runs: where they are stored, how they begin and end, and how what is recorded of them gets there."""
 
 import argparse
+import importlib
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +40,11 @@ class TrackingError(RuntimeError):
 def runs_dir() -> Path:
     """The folder of everything that a run leaves on this machine: ./runs."""
     return Path("runs").absolute()
+
+
+def import_ahead() -> None:
+    """Imports MLflow on a thread, which takes seconds, while the caller waits for something else."""
+    threading.Thread(target=importlib.import_module, args=["mlflow"], name="import-mlflow", daemon=True).start()
 
 
 def connect() -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 
 import ray.train
 import ray.train.torch
+import ray.util
 import tyro
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
@@ -17,7 +18,7 @@ from cluster import command_line, measure, messages, progress, registry, run_fol
 from cluster.failures import Retries, TrainingError, as_training_error
 from cluster.progress import Poster
 from cluster.run_folder import Record, RunFolder
-from cluster.tracking import Store, unsent_warning
+from cluster.tracking import Store, import_ahead, unsent_warning
 from cluster.worker import Job, tracked, work
 from dml import checkpoint
 from dml.config import Config
@@ -37,6 +38,10 @@ class Trained:
 
     metrics: dict[str, Any]
     checkpoint: str
+
+
+PLACEMENT_GROUP = "placement_group"
+"""Reported beside the metrics: the id, in hex, of the placement group that holds the workers."""
 
 
 def fit(
@@ -104,8 +109,11 @@ def _worker(settings: dict[str, Any]) -> dict[str, float | str]:
 
     def report(metrics: dict[str, float | str], folder: Path | None) -> None:
         kept = ray.train.Checkpoint.from_directory(folder) if folder is not None else None
-        ray.train.report(metrics, checkpoint=kept, checkpoint_dir_name=run_folder.checkpoint_name(int(metrics["step"])))
+        name = run_folder.checkpoint_name(int(metrics["step"]))
+        ray.train.report({**metrics, **place}, checkpoint=kept, checkpoint_dir_name=name)
 
+    group = ray.util.get_current_placement_group()
+    place = {} if group is None else {PLACEMENT_GROUP: group.id.hex()}
     assert job.run is not None
     poster = Poster(job.run.run_id, job.config)
     try:
@@ -144,7 +152,7 @@ class Options:
     resize_seconds: float = 60.0
     """With --workers MIN:MAX, seconds between two looks for room to grow."""
     cpus_per_worker: float | None = None
-    """CPUs of each rank; 1 unless given."""
+    """CPUs of each rank; unless given, its GPU's share of the node's, or 1 without GPUs."""
     gpus_per_worker: float | None = None
     """GPUs of each rank; 1 when the cluster has GPUs, else 0."""
     init: str = ""
@@ -168,6 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = command_line.parse(Options, words) if not resumed else _resumed(words, resumed)
     splits = command_line.preflight(options.config)
     shown = progress.Progress(options.config, quiet=options.quiet)
+    import_ahead()
     session.connect()
     with command_line.one_line_errors():
         resources = session.Resources.of(

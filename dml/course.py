@@ -86,10 +86,16 @@ class Course:
         return told
 
     @contextmanager
-    def noting_errors(self) -> Iterator[None]:
-        """Adds to an error that leaves the block at which step it came, and after which losses."""
+    def noting_errors(self, but: type[Exception]) -> Iterator[None]:
+        """Adds to an error that leaves the block at which step it came, and after which losses.
+
+        Args:
+            but: errors that say so themselves.
+        """
         try:
             yield
+        except but:
+            raise
         except Exception as error:
             last = ", ".join(f"{loss:.4g}" for loss in self.losses[-6:]) or "none read yet in this epoch"
             error.add_note(f"after {self.step} of {self.total} steps; last losses: {last}")

@@ -138,7 +138,7 @@ def train(
     if resume is not None and "plan" in resume.parts:
         plans.restore(resume.parts["plan"]["plan"].numpy(), (course.step - 1) // per_epoch)
     sample = evaluation.train_sample(splits.train, config)
-    with course.noting_errors():
+    with course.noting_errors(but=NonFiniteLossError):
         while not course.ended:
             epoch = course.step // per_epoch
             plan = plans.epoch(epoch)[course.step % per_epoch :]

@@ -7,13 +7,18 @@ from typing import Any
 
 import ray
 import ray.tune
+from ray._raylet import PlacementGroupID
 from ray.tune.experiment import Trial
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from cluster.session import Resources
+from cluster.train import PLACEMENT_GROUP
+from tune.early_stopping import ENDED
 
 QUIET = 60.0
 """Seconds without a running trial after which a search says that it waits, and how often it says so again."""
 _POLL = 1.0
+_GRACE = 5.0
 
 
 def places(resources: Resources) -> int:
@@ -112,6 +117,50 @@ class Waiting(ray.tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its callbacks; a clock of this process means nothing in the next."""
         return {**self.__dict__, "_since": None}
+
+
+class Freeing(ray.tune.Callback):
+    """Frees the workers of trials over several workers that were stopped early, or whose driver died.
+
+    Such a trial has no time to end its Ray Train job, and the placement group of that outlives it: Ray Train's own
+    cleaner finds out by way of a dashboard, which a local Ray lacks, and not where two Rays share a machine.
+    """
+
+    def __init__(self) -> None:
+        self._left: dict[str, float] = {}
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Notes the workers of a trial that was stopped."""
+        if not trial.last_result.get(ENDED):
+            self.on_trial_error(iteration, trials, trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Notes the workers of a trial that failed."""
+        group = trial.last_result.get(PLACEMENT_GROUP)
+        if group is not None:
+            self._left[group] = time.monotonic()
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Notes the workers of a trial whose driver was lost: it takes others when it goes on."""
+        self.on_trial_error(iteration, trials, trial)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Frees what was noted a while ago: Ray Train would replace workers that it loses before its driver is gone."""
+        due = [group for group, since in self._left.items() if time.monotonic() - since >= _GRACE]
+        self._free(due)
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Frees the rest."""
+        self._free(list(self._left))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune saves its callbacks; placement groups end with the search's connection to Ray."""
+        return {"_left": {}}
+
+    def _free(self, groups: Sequence[str]) -> None:
+        for group in groups:
+            del self._left[group]
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 def places_on(node: dict[str, float], each: dict[str, float]) -> int:

@@ -61,7 +61,7 @@ class Options:
     workers_per_trial: int = 1
     """Ranks that train each trial together by DDP."""
     cpus_per_worker: float | None = None
-    """CPUs of each rank; 1 unless given."""
+    """CPUs of each rank; unless given, its GPU's share of the node's, or 1 without GPUs."""
     gpus_per_worker: float | None = None
     """GPUs of each rank, may be a fraction; 1 when the cluster has GPUs, else 0."""
     trials_at_once: int | None = None
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = resume.place(options, kept, url)
         name = folder.name
     splits = command_line.preflight(config)
-    session.connect(dashboard=options.workers_per_trial > 1)
+    session.connect()
     with command_line.one_line_errors(), session.stopped_as_by_ctrl_c():
         taken = _claim(options)
         if not resumed:
@@ -197,7 +197,11 @@ def _bench(options: Options, study: Study, trials: int, *, done: int = 0) -> Ben
         request=request,
         at_once=options.trials_at_once or resources.trials_at_once(taken),
         reuse=taken.workers == 1,
-        callbacks=[Progress(trials, study.config.train.epochs, done), resources.Waiting(taken)],
+        callbacks=[
+            Progress(trials, study.config.train.epochs, done),
+            resources.Waiting(taken),
+            resources.Freeing(),
+        ],
     )
 
 

@@ -1,12 +1,13 @@
 """Room for trials: what fits, what is said when nothing does, and waiting for more."""
 
-import threading
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 
 from cluster.session import Resources
 from tune import resources
@@ -58,20 +59,31 @@ def test_a_search_that_waits_says_so(ray_local: None, capsys: pytest.CaptureFixt
         assert lines.count("waiting: no trial has run for 0.05 s. One needs 1 worker with 1 CPU") == said
 
 
-@pytest.mark.slow
-def test_a_node_that_comes_later_is_waited_for() -> None:
-    """A cluster of its own, whose second node joins while the search waits."""
-    from ray.cluster_utils import Cluster
+LATER = """
+import concurrent.futures, time, ray
+from ray.cluster_utils import Cluster
+from cluster.session import Resources
+from tune import resources
 
-    ray.shutdown()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        ray.init(address=cluster.address, log_to_driver=False)
-        later = threading.Timer(3.0, cluster.add_node, kwargs={"num_cpus": 2})
-        later.start()
-        assert resources.claim(1, 2.0, None, wait=60) == Resources(1, 2.0, 0.0)
-        later.join()
-        assert resources.trials_at_once(Resources(1, 1.0)) == 3
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+ray.init(address=cluster.address, log_to_driver=False)
+with concurrent.futures.ThreadPoolExecutor() as pool:
+    claimed = pool.submit(resources.claim, 1, 2.0, None, wait=100)
+    time.sleep(3)
+    assert not claimed.done()
+    cluster.add_node(num_cpus=2)
+    assert claimed.result() == Resources(1, 2.0, 0.0)
+assert resources.trials_at_once(Resources(1, 1.0)) == 3
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_comes_later_is_waited_for(tmp_path: Path) -> None:
+    """A cluster of its own, in a process of its own, whose second node joins while the search waits."""
+    done = subprocess.run(
+        [sys.executable, "-c", LATER], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "waiting up to 100 s for nodes that hold a trial of 1 worker with 2 CPU" in done.stdout

@@ -34,5 +34,6 @@ def test_a_stopped_trial_frees_its_workers_for_the_next(tmp_path: Path, workers:
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("onethreshold")
     assert experiment is not None
-    statuses = sorted(run.info.status for run in client.search_runs([experiment.experiment_id]))
-    assert statuses == ["FINISHED", "FINISHED", "KILLED", "KILLED"], "none is left RUNNING"
+    statuses = [run.info.status for run in client.search_runs([experiment.experiment_id])]
+    assert statuses.count("FINISHED") == 2, "the search and the baseline"
+    assert "RUNNING" not in statuses

@@ -1,6 +1,6 @@
 """What one would write without this project: DDP by torchrun, the other side of benchmarks/train_throughput.py.
 
-    torchrun --nproc_per_node 2 -m benchmarks.plain_ddp --data digits.npz --classes 6 --samples 10 --steps 30
+    torchrun --nproc_per_node 2 -m benchmarks._plain_ddp --data digits.npz --classes 6 --samples 10 --steps 30
 
 A timm backbone with a linear projection, P x K batches of images in memory, a loss on the embeddings of all ranks,
 fused AdamW, a cosine schedule with warm-up, clipping, channels_last; no evaluation, no checkpoint, no tracking.
