@@ -60,7 +60,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        session.connect(dashboard=True)
+        session.connect()
         for workers in options.workers:
             a_trial(workers, options.trials)
         if options.stubs:

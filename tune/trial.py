@@ -96,15 +96,10 @@ def run(params: Point, study: Study) -> None:
                 report = _train(job, study, folder)
                 folder.end(report)
     except Exception as error:
-        report = {ERROR: _cause(error)}
+        cause = str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
+        report = {ERROR: " ".join(cause.split())}
         log.warning("%s failed", name, exc_info=error)
     ray.tune.report({**report, "trials_before_in_process": before, ENDED: True})
-
-
-def _cause(error: Exception) -> str:
-    """One line that names the error, with what helps where memory is short."""
-    told = error if isinstance(error, TrainingError) else as_training_error(0, error)
-    return " ".join(str(told).removeprefix("rank 0: ").split())
 
 
 def _train(job: Job, study: Study, folder: RunFolder) -> dict[str, Any]:

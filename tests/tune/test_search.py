@@ -132,7 +132,7 @@ def test_when_every_trial_fails_the_search_says_why(here: Path, capsys: pytest.C
     with pytest.raises(SystemExit) as stop:
         search.main([*words, "--optim.clip", "0"])
     assert stop.value.code == 1
-    assert "no trial of 2 finished; the first failure: NonFiniteLossError: loss is " in capsys.readouterr().err
+    assert "no trial of 2 finished; the first failure: rank 0: NonFiniteLossError: loss is " in capsys.readouterr().err
     parent, trials = runs_of("hopeless")
     assert [run.info.status for run in [parent, *trials]] == ["FAILED"] * 3
     assert [run.data.tags["state"] for run in trials] == ["failed"] * 2
