@@ -124,5 +124,8 @@ def _in_this_process(job: Job, place: RunFolder, resume: State | None) -> dict[s
             place.keep(folder, int(metrics["step"]))
         ray.tune.report(metrics)
 
-    metrics = work(job, report, device=session.use_device(), resume=resume, every=True)
+    try:
+        metrics = work(job, report, device=session.use_device(), resume=resume, every=True)
+    except Exception as error:
+        raise as_training_error(0, error) from error  # its cause in one line, as of several workers
     return {**metrics, "checkpoint_path": place.best()}
