@@ -287,8 +287,6 @@ def _remember(name: str, alias: str, past: Sequence[int]) -> None:
 def _client() -> "MlflowClient":
     from mlflow import MlflowClient
 
-    # A progress bar for each of ten small files would drown what our programs print.
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     return MlflowClient(tracking.connect())
 
 

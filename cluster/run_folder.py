@@ -1,11 +1,12 @@
 """A training's folder under the storage: the record of how it was begun, and the checkpoints that it goes on from.
 
-    STORAGE/NAME/run.json             the record
+    STORAGE/NAME/run.json             the record; search.json of a search, whose trials have folders below it
     STORAGE/NAME/step-000000120-...   checkpoints (dml.checkpoint)
+    STORAGE/NAME/ended.json           how it ended, once it has
 
-Ray Train copies checkpoints there and deletes old ones, by the list that it keeps beside them. What is there is what
-counts when a training goes on: a checkpoint that Ray had no time to list is as good, one that a dying worker left
-half-copied is told by its checksums.
+Ray Train copies checkpoints there and deletes old ones, by the list that it keeps beside them; a trial of one worker
+does it itself (`RunFolder.keep`). What is there is what counts when a training goes on: a checkpoint that Ray had no
+time to list is as good, one that a dying worker left half-copied is told by its checksums.
 """
 
 import json
@@ -15,7 +16,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import ray.train
 from pydantic import ValidationError
@@ -31,7 +32,8 @@ RANK = "checkpoint_rank"
 """The metric by which Ray Train keeps checkpoints: see `rank`."""
 KEPT = 3
 """Checkpoints that are kept: the best, the newest, and the one before the newest."""
-_RECORD = "run.json"
+Kind: TypeAlias = Literal["run", "search"]
+_ENDED = "ended.json"
 _RAY_LIST = "checkpoint_manager_snapshot.json"
 
 
@@ -57,7 +59,7 @@ class Record:
         config: the resolved settings.
         key: names the MLflow run.
         init: where the encoder's first weights came from; empty for new ones.
-        resources: what was asked for, by option.
+        resources: what was asked for, by option; of a search all its options.
     """
 
     config: Config
@@ -88,10 +90,17 @@ class RunFolder:
     Attributes:
         storage: an absolute path that every node sees, or a URI.
         name: of the run.
+        kind: whether its record is that of a training or of a search.
     """
 
     storage: str
     name: str
+    kind: Kind = "run"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a record."""
+        return self._exists(self._record)
 
     def begin(self, record: Record) -> None:
         """Writes the record of a new run.
@@ -99,20 +108,17 @@ class RunFolder:
         Raises:
             ValueError: there is a run of this name.
         """
-        filesystem, path = self._open()
-        if self._exists(_RECORD):
-            raise ValueError(f"name: {self.storage} has a run {self.name}; --resume {self.name} goes on with it")
-        filesystem.create_dir(path)
+        if self.begun:
+            raise ValueError(
+                f"name: {self.storage} has a {self.kind} {self.name}; --resume {self.name} goes on with it"
+            )
         content = {
             "config": record.config.model_dump(),
             "key": record.key,
             "init": record.init,
             "resources": dict(record.resources),
         }
-        # Moved to its place when it is whole.
-        with filesystem.open_output_stream(f"{path}/.{_RECORD}") as stream:
-            stream.write(json.dumps(content, indent=2).encode())
-        filesystem.move(f"{path}/.{_RECORD}", f"{path}/{_RECORD}")
+        self._write(self._record, content)
 
     def record(self) -> Record:
         """How the run was begun.
@@ -120,12 +126,15 @@ class RunFolder:
         Raises:
             ValueError: there is no such run (the message lists those that there are), or its record is unreadable.
         """
-        if not self._exists(_RECORD):
-            others = ", ".join(runs(self.storage)) or "none"
-            raise ValueError(f"resume: there is no run {self.name!r} in {self.storage}; runs there: {others}")
-        unreadable = f"resume: {self.storage}/{self.name}/{_RECORD} is unreadable"
+        if not self.begun:
+            others = ", ".join(runs(self.storage, self.kind)) or "none"
+            kinds = "runs" if self.kind == "run" else "searches"
+            raise ValueError(
+                f"resume: there is no {self.kind} {self.name!r} in {self.storage}; {kinds} there: {others}"
+            )
+        unreadable = f"resume: {self.storage}/{self.name}/{self._record} is unreadable"
         try:
-            content = json.loads(self._read(_RECORD))
+            content = json.loads(self._read(self._record))
             config = Config.model_validate(content.pop("config"))
             return Record(config, **content)
         except ValidationError as error:
@@ -155,15 +164,7 @@ class RunFolder:
 
     def best(self) -> str:
         """Path or URI of the best epoch's checkpoint; empty when there is none that is whole."""
-        ranked = []
-        for name in self._checkpoints():
-            try:
-                ranked.append((float(json.loads(self._read(f"{name}/checkpoint.json"))["report"][RANK]), name))
-            except (OSError, KeyError, ValueError):
-                continue
-        for place, name in sorted(ranked, reverse=True):
-            if place != int(place):
-                break
+        for name in self._best_first():
             try:
                 with self._checkpoint(name).as_directory() as folder:
                     checkpoint.load(folder)
@@ -171,6 +172,38 @@ class RunFolder:
                 continue
             return f"{self.storage}/{self.name}/{name}"
         return ""
+
+    def keep(self, folder: Path, step: int) -> None:
+        """Copies a checkpoint here and leaves, of those before it, the best alone.
+
+        Those of this step or a later one are from before an interruption: this one is in their place.
+
+        Args:
+            folder: of `dml.checkpoint.save`, on this machine.
+            step: steps that were done by then; of one run ever more.
+        """
+        import pyarrow.fs
+
+        filesystem, path = self._open()
+        name = checkpoint_name(step)
+        filesystem.create_dir(f"{path}/{name}")
+        pyarrow.fs.copy_files(str(folder), f"{path}/{name}", destination_filesystem=filesystem)
+        self._drop([other for other in self._checkpoints() if other != name and _step(other) >= step])
+        self._drop([other for other in self._checkpoints() if other not in (name, *self._best_first()[:1])])
+
+    def end(self, report: Mapping[str, Any]) -> None:
+        """Notes how it ended, and leaves the best checkpoint alone: nothing goes on from here.
+
+        Args:
+            report: anything that JSON holds.
+        """
+        self._write(_ENDED, dict(report))
+        best = posixpath.basename(self.best())
+        self._drop([name for name in self._checkpoints() if name != best])
+
+    def ended(self) -> dict[str, Any] | None:
+        """What `end` was given; None before."""
+        return dict(json.loads(self._read(_ENDED))) if self._exists(_ENDED) else None
 
     def mend(self) -> str:
         """Sets aside Ray Train's list of checkpoints if it would refuse it; returns why, or nothing.
@@ -205,6 +238,33 @@ class RunFolder:
         filesystem, path = self._open()
         return bool(filesystem.get_file_info(f"{path}/{name}").type != pyarrow.fs.FileType.NotFound)
 
+    @property
+    def _record(self) -> str:
+        return f"{self.kind}.json"
+
+    def _best_first(self) -> list[str]:
+        """Names of the checkpoints of best epochs, the best of all first."""
+        ranked = []
+        for name in self._checkpoints():
+            try:
+                ranked.append((float(json.loads(self._read(f"{name}/checkpoint.json"))["report"][RANK]), name))
+            except (OSError, KeyError, ValueError):
+                continue
+        return [name for place, name in sorted(ranked, reverse=True) if place == int(place)]
+
+    def _drop(self, checkpoints: list[str]) -> None:
+        filesystem, path = self._open()
+        for name in checkpoints:
+            filesystem.delete_dir(f"{path}/{name}")
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a JSON file, which is moved to its place when it is whole."""
+        filesystem, path = self._open()
+        filesystem.create_dir(path)
+        with filesystem.open_output_stream(f"{path}/.{name}") as stream:
+            stream.write(json.dumps(content, indent=2).encode())
+        filesystem.move(f"{path}/.{name}", f"{path}/{name}")
+
     def _read(self, name: str) -> bytes:
         filesystem, path = self._open()
         with filesystem.open_input_stream(f"{path}/{name}") as stream:
@@ -224,12 +284,16 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:09d}-{uuid.uuid4().hex[:8]}"
 
 
-def runs(storage: str) -> list[str]:
-    """Names of the runs under a storage that can be resumed."""
+def _step(name: str) -> int:
+    return int(name.split("-")[1])
+
+
+def runs(storage: str, kind: Kind = "run") -> list[str]:
+    """Names of the runs, or searches, under a storage that can be resumed."""
     import pyarrow.fs
 
     names = _folders(pyarrow.fs.FileSystem.from_uri(storage))
-    return sorted(name for name in names if RunFolder(storage, name)._exists(_RECORD))
+    return sorted(name for name in names if RunFolder(storage, name, kind).begun)
 
 
 def _folders(place: "tuple[pyarrow.fs.FileSystem, str]") -> list[str]:

@@ -3,7 +3,9 @@
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +26,10 @@ _LOCAL_RAY = {
     # A process that watches for notices that this machine is about to be taken away.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+
+
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""The environment variable by which Ray hands a job of `ray job submit` its name and runtime environment."""
 
 
 def connect() -> None:
@@ -150,6 +156,46 @@ def _counts(workers: str) -> tuple[int, int]:
 def storage() -> str:
     """Where checkpoints and the state of searches go unless told otherwise: runs/ray."""
     return str(runs_dir() / "ray")
+
+
+@contextmanager
+def stopped_as_by_ctrl_c() -> Iterator[None]:
+    """Makes SIGTERM, which `ray job stop` and Kubernetes send, end the block as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def submitted() -> bool:
+    """Whether this process is the entrypoint of a job of `ray job submit`, whose folder Ray throws away."""
+    return _JOB in os.environ
+
+
+def kept_storage(given: str) -> str:
+    """The storage of a program whose results must last: the one given, else runs/ray.
+
+    Args:
+        given: by option; empty when it is not.
+
+    Raises:
+        ValueError: in a job, where no storage or a relative one is given, or MLflow's is not in the environment: what
+            the job leaves in its folder would be lost.
+    """
+    if not submitted():
+        return local_path(given or storage())
+    missing = []
+    if not ("://" in given or Path(given).is_absolute()):
+        missing.append("--storage with a URI or an absolute path that every node sees")
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        missing.append(
+            "MLFLOW_TRACKING_URI in the job's environment (--runtime-env-json "
+            """'{"env_vars": {"MLFLOW_TRACKING_URI": "http://..."}}' of ray job submit)"""
+        )
+    if missing:
+        raise ValueError(f"in a job runs/ lies in a folder that Ray throws away: give {' and '.join(missing)}")
+    return local_path(given)
 
 
 def local_path(text: str) -> str:

@@ -58,6 +58,8 @@ def connect() -> str:
 
     # Every table that it creates and every version that it registers is a line otherwise.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    # A progress bar for each of ten small files would drown what our programs print.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         runs_dir().mkdir(parents=True, exist_ok=True)
@@ -87,6 +89,7 @@ class Store:
         Args:
             storage: a folder that every node sees, if there is one: unsent metrics wait in its folder outbox, where a
                 person finds them whichever node wrote them. Else, and for a URI, in runs/outbox of this path.
+                Artifacts of a store without a server go into artifacts of it, or of runs/.
 
         Raises:
             TrackingError: the server does not answer, or refuses.
@@ -99,7 +102,8 @@ class Store:
             if found is not None:
                 return cls(uri, found.experiment_id, outbox)
             # Without a server MLflow would put artifacts into ./mlruns of whatever folder a worker runs in.
-            artifacts = (runs_dir() / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+            place = storage if "://" in storage else Path(storage or runs_dir()).absolute().as_uri()
+            artifacts = f"{place}/artifacts" if uri.startswith("sqlite:") else None
             return cls(uri, client.create_experiment(EXPERIMENT, artifact_location=artifacts), outbox)
 
     def start(
@@ -186,6 +190,30 @@ class Store:
         for run in left:
             client.set_terminated(run.info.run_id, status="KILLED")
         return len(left)
+
+    def tag(self, run_id: str, name: str) -> str:
+        """A tag of a run; empty where it has none of this name."""
+        return str(client_of(self.uri).get_run(run_id).data.tags.get(name, ""))
+
+    def tag_children(self, parent: str, tags: Mapping[str, Mapping[str, str]]) -> None:
+        """Sets tags of the runs of a search.
+
+        Args:
+            parent: run id of the search.
+            tags: by the key that a run was started with; runs of other keys are left as they are.
+        """
+        from mlflow.entities import RunTag
+
+        client, token = client_of(self.uri), None
+        while True:
+            page = client.search_runs([self.experiment], f"tags.`{PARENT_TAG}` = '{parent}'", page_token=token)
+            for run in page:
+                wanted = tags.get(run.data.tags.get(KEY_TAG, ""), {})
+                if not wanted.items() <= run.data.tags.items():
+                    client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in wanted.items()])
+            token = page.token
+            if not token:
+                return
 
 
 @dataclass(frozen=True)

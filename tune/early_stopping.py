@@ -66,6 +66,11 @@ class _Median(MedianStoppingRule):
             return str(TrialScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))
 
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        # One that failed may have reported no epoch.
+        if self._time_attr in result:
+            super().on_trial_complete(tune_controller, trial, result)
+
 
 def _baseline(trial: Trial) -> bool:
     return bool(trial.config.get("number") == 0)

@@ -1,35 +1,38 @@
 """Optuna behind Ray Tune: Ray's OptunaSearch with what it leaves out."""
 
 import math
-import pickle
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from tune import storage
 from tune.early_stopping import ENDED
-from tune.objective import Objective, violation
-from tune.space import Point, Space
+from tune.objective import Objective, Outcome, violation
+from tune.space import Point, Space, settings
 
 ATTRIBUTES = {"recall@1": "best/recall@1", "opis": "best/opis", "score": "best/score"}
 """User attributes of a trial in Optuna, and the metrics that they are."""
+SETTINGS, REPORT, ERROR = "settings", "report", "error"
+"""Further ones: what was varied, the last report, and why it failed."""
+_STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
 class StudySearch(OptunaSearch):
-    """Asks Optuna for trials and tells it how they ended.
+    """Asks Optuna for trials and tells it how they ended; Optuna's storage is all that a search goes on from.
 
     What it mends of Ray's: a trial that was stopped early is PRUNED and one without finite figures FAIL (there both end
-    as COMPLETE or stay RUNNING); each carries its Recall@1, OPIS and score as user attributes and how far its Recall@1
-    lies below the tolerated as a constraint, which the samplers heed; points are enqueued once, also when the study is
-    there already; margins designed from the baseline are enqueued when it has ended; and neither the state that Tune
-    saves nor its pickle holds the database's URL or grows with the study.
+    as COMPLETE or stay RUNNING); each carries its settings, its figures and its error as user attributes and how far
+    its Recall@1 lies below the tolerated as a constraint, which the samplers heed; points are enqueued once, also when
+    the study is there already; margins designed from the baseline are enqueued when it has ended; trials that an
+    interruption left RUNNING are suggested again before new ones; and what Tune saves and pickles neither holds the
+    database's URL nor grows with the study.
 
     Args:
         space: what is searched.
@@ -40,6 +43,7 @@ class StudySearch(OptunaSearch):
         design: whether margins designed from the baseline are tried too.
         study: Optuna's name of the study.
         url: of `tune.storage.url`.
+        hopeless: no further trial is suggested once the first so many to end have all failed; 0 for never.
     """
 
     _ot_study: Any  # Ray's types have it None
@@ -55,11 +59,11 @@ class StudySearch(OptunaSearch):
         design: bool,
         study: str,
         url: str,
+        hopeless: int = 0,
     ) -> None:
         self._searched, self._objective = space, objective
-        self._trials, self._design = trials, design
-        self._asked = 0
-        self._lost: list[optuna.Trial] = []
+        self._trials, self._design, self._hopeless = trials, design, hopeless
+        self._settings: dict[str, Point] = {}
         self._reference = -math.inf
         self._reference_is_baseline = False
         names, modes = list(objective.metrics), [str(mode) for mode in objective.metrics.values()]
@@ -76,22 +80,53 @@ class StudySearch(OptunaSearch):
         for point in points[:trials]:
             self._ot_study.enqueue_trial(point, skip_if_exists=True)
 
-    def connect(self, url: str) -> Self:
-        """Opens the study again after this was unpickled."""
-        self._storage = storage.connect(url)
-        self._setup_study(cast(Any, self._mode))
-        return self
+        self._take_up()
 
-    def suggest(self, trial_id: str) -> Point | None:
+    def _take_up(self) -> None:
+        """Where the study stands: nowhere, or as an interruption left it."""
+        trials = [trial for trial in self._ot_study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+        self._asked = len(trials)
+        self._failed = sum(trial.state == TrialState.FAIL for trial in trials)
+        self._succeeded = any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
+        self._lost = [
+            optuna.Trial(self._ot_study, trial._trial_id) for trial in trials if trial.state == TrialState.RUNNING
+        ]
+        for trial in trials:
+            if trial.state == TrialState.COMPLETE:
+                self._refer(trial.number, trial.user_attrs["recall@1"])
+        if trials and trials[0].state == TrialState.COMPLETE:
+            self._enqueue_designed(trials[0].user_attrs[REPORT])
+
+    @property
+    def begun(self) -> int:
+        """Trials that were asked for so far, those included that an earlier process asked for."""
+        return self._asked
+
+    @property
+    def left(self) -> int:
+        """Trials to run: those that are lost, and those that were not yet asked for."""
+        return len(self._lost) + max(0, self._trials - self._asked)
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the first trials have all failed, so that no further one is suggested."""
+        return 0 < self._hopeless <= self._failed and not self._succeeded
+
+    def suggest(self, trial_id: str) -> Any:
         """The parameters of the next trial."""
         if trial_id not in self._ot_trials:
-            self._asked += 1
+            if self.given_up:
+                return Searcher.FINISHED
             if self._lost:
                 self._ot_trials[trial_id] = self._lost.pop(0)
+            else:
+                self._asked += 1
         with warnings.catch_warnings():
             # Ray takes a sampler that fits a model, as the Gaussian process does, for a space that trains one.
             warnings.filterwarnings("ignore", message="Define-by-run function passed")
             found: Point | None = super().suggest(trial_id)
+        if found is not None:
+            self._settings[trial_id] = settings(found)
         return found
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -100,14 +135,17 @@ class StudySearch(OptunaSearch):
             self._report(self._ot_trials[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tells Optuna how a trial ended: COMPLETE, PRUNED or FAIL."""
-        trial = self._ot_trials.pop(trial_id, None)
-        if trial is None:
+        """Tells Optuna how a trial ended: COMPLETE, PRUNED or FAIL; an error's cause Tune gives to `failed` only."""
+        if error or trial_id not in self._ot_trials:
             return
-        values = [float((result or {}).get(name, math.nan)) for name in self._objective.metrics]
-        if error or result is None or not all(map(math.isfinite, values)):
-            self._ot_study.tell(trial, state=TrialState.FAIL)
+        result = result or {}
+        lost = [name for name in (*self._objective.metrics, *ATTRIBUTES.values()) if not _finite(result.get(name))]
+        if result.get(ERROR) or lost:
+            self.failed(trial_id, result.get(ERROR) or f"{lost[0]} is {result.get(lost[0], 'not reported')}")
             return
+        trial = self._ot_trials.pop(trial_id)
+        self._succeeded = True
+        self._note(trial, trial_id, result)
         for name, metric in ATTRIBUTES.items():
             trial.set_user_attr(name, result[metric])
         if not result.get(ENDED):
@@ -115,20 +153,46 @@ class StudySearch(OptunaSearch):
             self._report(trial, result)
             self._ot_study.tell(trial, state=TrialState.PRUNED)
             return
-        self._judge(trial, result["best/recall@1"])
-        self._ot_study.tell(trial, values, state=TrialState.COMPLETE)
-        if trial.number == 0 and self._design and self._asked < self._trials:
-            point = self._searched.designed(result)
-            if point is not None:
-                self._ot_study.enqueue_trial(point, skip_if_exists=True)
-
-    def _judge(self, trial: optuna.Trial, recall: float) -> None:
-        """Sets the constraint; until the baseline has ended, the best Recall@1 so far stands in for its own."""
+        self._refer(trial.number, result["best/recall@1"])
+        # Until the baseline has ended, the best Recall@1 so far stands in for its own.
+        bound = violation(result["best/recall@1"], self._reference, self._objective.tolerance)
+        trial.set_constraint("recall@1", bound)
+        self._ot_study.tell(trial, [result[name] for name in self._objective.metrics], state=TrialState.COMPLETE)
         if trial.number == 0:
+            self._enqueue_designed(result)
+
+    def failed(self, trial_id: str, cause: str) -> None:
+        """Tells Optuna that a trial failed, and why; does nothing when it was told how the trial ended."""
+        trial = self._ot_trials.pop(trial_id, None)
+        if trial is None:
+            return
+        self._failed += 1
+        self._note(trial, trial_id, {})
+        trial.set_user_attr(ERROR, cause)
+        self._ot_study.tell(trial, state=TrialState.FAIL)
+
+    def outcomes(self) -> list[Outcome]:
+        """How the trials stand that were asked for, by number."""
+        trials = self._ot_study.get_trials(deepcopy=False)
+        return [outcome(trial) for trial in trials if trial.state != TrialState.WAITING]
+
+    def _note(self, trial: optuna.Trial, trial_id: str, result: Mapping[str, Any]) -> None:
+        trial.set_user_attr(SETTINGS, self._settings.pop(trial_id))
+        if result:
+            kept = {name: value for name, value in result.items() if _number(value) and not name.startswith("config/")}
+            texts = {name: result.get(name, "") for name in ("run_id", "checkpoint_path")}
+            trial.set_user_attr(REPORT, kept | texts)
+
+    def _refer(self, number: int, recall: float) -> None:
+        if number == 0:
             self._reference, self._reference_is_baseline = recall, True
         elif not self._reference_is_baseline:
             self._reference = max(self._reference, recall)
-        trial.set_constraint("recall@1", violation(recall, self._reference, self._objective.tolerance))
+
+    def _enqueue_designed(self, baseline: Mapping[str, float]) -> None:
+        point = self._searched.designed(baseline) if self._design and self._asked < self._trials else None
+        if point is not None:
+            self._ot_study.enqueue_trial(point, skip_if_exists=True)
 
     def _report(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
         names = list(self._objective.metrics)
@@ -139,42 +203,38 @@ class StudySearch(OptunaSearch):
                 trial.report(result[names[0]], int(result["epoch"]))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What Tune keeps: the URL of a database may hold a password, and the study's cache grows with it."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_ot_study", "_storage")}
+        """Tune pickles it: the URL of a database may hold a password, and the study's cache grows with it."""
+        left_out = ("_ot_study", "_storage", "_ot_trials", "_lost")
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def save(self, checkpoint_path: str) -> None:
-        """Writes the sampler and the running trials; the rest is in Optuna's storage."""
-        with Path(checkpoint_path).open("wb") as file:
-            _Pickler(file).dump(self.__getstate__())
+        """Tune asks for a file; there is nothing to keep beside Optuna's storage."""
+        Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Reads what `save` wrote, and puts it right where the study has gone further; it must be connected.
-
-        Trials that have ended since are not told again, and those that were asked for since, which Tune knows nothing
-        of, are what is suggested next.
-        """
-        with Path(checkpoint_path).open("rb") as file:
-            self.__dict__.update(_Unpickler(file, self._ot_study).load())
-        self._ot_study.sampler = self._sampler
-        running = {trial._trial_id for trial in self._ot_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))}
-        self._ot_trials = {name: trial for name, trial in self._ot_trials.items() if trial._trial_id in running}
-        known = {trial._trial_id for trial in self._ot_trials.values()}
-        self._lost = [optuna.Trial(self._ot_study, trial_id) for trial_id in sorted(running - known)]
+        """Not done: a search goes on by a new StudySearch of the same study."""
+        raise NotImplementedError("a search goes on from Optuna's storage, not from what Tune saved")
 
 
-class _Pickler(pickle.Pickler):
-    """Leaves out the study and its storage, which running trials refer to."""
+def outcome(trial: FrozenTrial) -> Outcome:
+    """A trial as `StudySearch` left it in Optuna's storage."""
+    told = trial.user_attrs
+    report: dict[str, Any] = told.get(REPORT, {})
+    return Outcome(
+        number=trial.number,
+        state=_STATES.get(trial.state, "unfinished"),
+        settings=told.get(SETTINGS, {}),
+        metrics={name: value for name, value in report.items() if _number(value)},
+        checkpoint=report.get("checkpoint_path", ""),
+        run_id=report.get("run_id", ""),
+        seconds=max(report.get("time_total_s", 0.0), report.get("loop_seconds", 0.0)),
+        error=told.get(ERROR, ""),
+    )
 
-    def persistent_id(self, obj: Any) -> str | None:
-        if isinstance(obj, optuna.Study):
-            return "study"
-        return "storage" if isinstance(obj, BaseStorage) else None
+
+def _number(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, study: optuna.Study) -> None:
-        super().__init__(file)
-        self._study = study
-
-    def persistent_load(self, pid: str) -> Any:
-        return self._study if pid == "study" else self._study._storage
+def _finite(value: object) -> bool:
+    return isinstance(value, float | int) and math.isfinite(value)

@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Optional
 
 import ray.tune
@@ -14,8 +13,10 @@ import rich.table
 from ray.tune.experiment import Trial
 
 from tune.early_stopping import ENDED
+from tune.optuna_search import ERROR
 from tune.ranges import Value
 from tune.space import settings
+from tune.trials import reason
 
 
 @dataclass
@@ -31,6 +32,10 @@ class _Row:
     recall: float = float("nan")
     opis: float = float("nan")
     seconds: float = 0.0
+
+    @property
+    def done(self) -> bool:
+        return self.state not in ("running", "lost")
 
 
 @dataclass
@@ -51,16 +56,17 @@ class Progress(ray.tune.Callback):
 
     Args:
         trials: how many the search will run.
+        done: how many of them an earlier process has run.
         epochs: epochs of a trial.
 
     Attributes:
-        latest: that of the search in this process; a resumed search unpickles its own.
+        latest: that of the search in this process.
     """
 
     latest: ClassVar[Optional["Progress"]] = None
 
-    def __init__(self, trials: int, epochs: int) -> None:
-        self.trials, self.epochs = trials, epochs
+    def __init__(self, trials: int, epochs: int, done: int = 0) -> None:
+        self.trials, self.epochs, self.before = trials, epochs, done
         self.overhead = Overhead()
         self.seconds: dict[str, float] = {}
         self._rows: dict[str, _Row] = {}
@@ -84,22 +90,36 @@ class Progress(ray.tune.Callback):
     ) -> None:
         """Shows an epoch's figures."""
         row = self._rows[trial.trial_id]
-        if result.get(ENDED):
-            return  # it says no more than an earlier report
+        if result.get(ERROR) or (result.get(ENDED) and row.epoch):
+            return  # it says no more than an earlier report, or what is said at the trial's end
         row.epoch, row.loss, row.best = int(result["epoch"]), result["train/loss"], result["best/score"]
         row.recall, row.opis = result["best/recall@1"], result["best/opis"]
+        if result.get("resumed"):
+            self._say(row, f"goes on after epoch {row.epoch}/{row.epochs}")
+            return
         self._say(row, f"epoch {row.epoch}/{row.epochs}  loss {row.loss:.4f}  val score {result['val/score']:.4f}")
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Says that a trial was lost, which goes on."""
+        row = self._rows[trial.trial_id]
+        row.state = "lost"
+        # Ray goes on about what may have killed it.
+        self._say(row, f"lost, and goes on from its newest checkpoint: {reason(trial).partition('. ')[0]}")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Notes the trial's wall time and, unless it was stopped early, what of it was not training."""
         result = trial.last_result
+        if result.get(ERROR):
+            self.on_trial_error(iteration, trials, trial)
+            return
         if not result.get(ENDED):
             row = self._end(trial, "pruned")
             self._say(row, f"stopped early after epoch {row.epoch}: score {row.best:.4f}")
             return
         row = self._end(trial, "finished")
-        kind = self.overhead.later if result.get("trials_before_in_process") else self.overhead.first
-        kind.append(row.seconds - result["loop_seconds"])
+        if not result.get("resumed"):
+            kind = self.overhead.later if result.get("trials_before_in_process") else self.overhead.first
+            kind.append(row.seconds - result["loop_seconds"])
         self._say(
             row,
             f"finished in {row.seconds:.0f} s  score {row.best:.4f}  Recall@1 {row.recall:.4f}  OPIS {row.opis:.5f}",
@@ -131,13 +151,13 @@ class Progress(ray.tune.Callback):
         if self._live is not None:
             self._live.update(self._table())
         else:
-            done = sum(other.state != "running" for other in self._rows.values())
-            print(f"[{done}/{self.trials}] trial {row.label}: {text}", flush=True)
+            done = sum(other.done for other in self._rows.values())
+            print(f"[{self.before + done}/{self.trials}] trial {row.label}: {text}", flush=True)
 
     def _table(self) -> rich.table.Table:
-        done = [row for row in self._rows.values() if row.state != "running"]
+        done = [row for row in self._rows.values() if row.done]
         best = max((row.best for row in self._rows.values() if row.best == row.best), default=float("nan"))
-        table = rich.table.Table(title=f"{len(done)} of {self.trials} trials done, best score {best:.4f}")
+        table = rich.table.Table(title=f"{self.before + len(done)} of {self.trials} trials done, best score {best:.4f}")
         for name in ("trial", "settings"):
             table.add_column(name)
         for name in ("epoch", "loss", "Recall@1", "OPIS", "score", "state"):
@@ -169,15 +189,3 @@ def _label(params: Mapping[str, Value]) -> str:
     """What a trial is called: its number, and the seed where it is a finalist's."""
     seed = params.get("train.seed")
     return f"{params['number']}" if seed is None else f"{params['number']}, seed {seed}"
-
-
-def reason(trial: Trial) -> str:
-    """The last line of a failed trial's error: the exception and its message."""
-    # Trial.get_error looks in the storage, where Tune copies this file only later.
-    written = Path(trial.local_path or "") / "error.txt"
-    return last_line(written.read_text()) if written.is_file() else "unknown"
-
-
-def last_line(text: str) -> str:
-    """The last line of a traceback that says anything."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "unknown")

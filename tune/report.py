@@ -81,9 +81,9 @@ def print_finals(finals: Finals) -> None:
         )
         table.add_row(
             str(number),
-            *(f"{outcome.recall:.4f}", _change(recall, 2, scale=100)),
-            *(f"{outcome.opis:.5f}", _change(opis, 5)),
-            *(f"{outcome.score:.4f}", _change(score, 4)),
+            *(f"{outcome.recall:.4f}", change(recall, 2, scale=100)),
+            *(f"{outcome.opis:.5f}", change(opis, 5)),
+            *(f"{outcome.score:.4f}", change(score, 4)),
             ", ".join(["winner"] * (outcome is finals.winner) + ["baseline"] * (number == 0)),
         )
     rich.console.Console(width=max(rich.console.Console().width, 116)).print(table)
@@ -101,8 +101,8 @@ def finals_summary(finals: Finals) -> dict[str, float]:
     return rows
 
 
-def _change(found: Difference | None, digits: int, *, scale: float = 1.0) -> str:
-    """A mean difference with half of its 95 % interval."""
+def change(found: Difference | None, digits: int, *, scale: float = 1.0) -> str:
+    """A mean difference with half of its 95 % interval: +0.45 +- 0.21; empty for None."""
     if found is None:
         return ""
     half = "" if found.interval is None else f" +- {scale * (found.interval[1] - found.mean):.{digits}f}"
@@ -136,6 +136,23 @@ def print_test(baseline: Tested | None, winner: Tested, *, toy: bool) -> None:
     rich.console.Console().print(table)
     if toy:
         print(TOY)
+
+
+def study_summary(outcomes: Sequence[Outcome], baseline: Outcome | None, winner: Outcome) -> dict[str, float]:
+    """How the trials ended and the val figures as flat MLflow metrics: trials/pruned, val/winner/opis, ...
+
+    Args:
+        outcomes: the trials of the search.
+        baseline: the run that the winner is compared with, where there is one.
+        winner: the run that is registered.
+    """
+    states = ("finished", "pruned", "failed", "unfinished")
+    rows = {f"trials/{state}": float(sum(outcome.state == state for outcome in outcomes)) for state in states}
+    for name, outcome in (("baseline", baseline), ("winner", winner)):
+        if outcome is not None:
+            figures = {"recall@1": outcome.recall, "opis": outcome.opis, "score": outcome.score}
+            rows |= {f"val/{name}/{figure}": value for figure, value in figures.items()}
+    return rows
 
 
 def relative(before: float, after: float) -> str:

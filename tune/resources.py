@@ -140,6 +140,10 @@ class Freeing(ray.tune.Callback):
         if group is not None:
             self._left[group] = time.monotonic()
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Notes the workers of a trial whose driver was lost: it takes others when it goes on."""
+        self.on_trial_error(iteration, trials, trial)
+
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Frees what was noted a while ago: Ray Train would replace workers that it loses before its driver is gone."""
         due = [group for group, since in self._left.items() if time.monotonic() - since >= _GRACE]

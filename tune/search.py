@@ -3,12 +3,12 @@
 Every trial trains one encoder; trial 0 is the baseline without TCM. The winner becomes `onethreshold@champion`.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Annotated, NoReturn
 
@@ -16,11 +16,25 @@ import ray.tune
 import tyro
 
 from cluster import command_line, registry, session
+from cluster.run_folder import Record
 from cluster.tracking import Store, one_line
 from cluster.writer import Writer
 from dml import plots
 from dml.config import Config
-from tune import candidate, early_stopping, finals, promote, report, resources, retrain, sampler, storage, tested
+from tune import (
+    candidate,
+    early_stopping,
+    finals,
+    page,
+    promote,
+    report,
+    resources,
+    resume,
+    retrain,
+    sampler,
+    storage,
+    tested,
+)
 from tune.early_stopping import EarlyStop
 from tune.objective import RULES, Objective, Outcome, baseline, front, winner
 from tune.optuna_search import StudySearch
@@ -28,7 +42,7 @@ from tune.progress import Progress
 from tune.promote import When
 from tune.sampler import SamplerName
 from tune.space import Space
-from tune.trial import Study, run
+from tune.trial import Study, run, trial_key
 from tune.trials import Bench
 
 
@@ -80,8 +94,11 @@ class Options:
     """Seconds to wait for an autoscaler to bring nodes that hold a trial; 0 refuses at once."""
     name: str = ""
     """Names the search; a time stamp is added when unset."""
-    resume: bool = False
-    """Go on with the search of this name, or with the newest one, after an interruption."""
+    resume: str = ""
+    """Name of a search that was interrupted and goes on, with its own settings; --trials may be more, and what trials
+    take of the cluster another."""
+    give_up_after: int = 3
+    """Stops the search when so many of its first trials have all failed; 0 goes on whatever fails."""
     storage: str = ""
     """Where checkpoints and the search's state go: a path that every node sees, or a URI. Default: runs/ray."""
     optuna_storage: str = ""
@@ -95,33 +112,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     began = time.perf_counter()
     words = list(sys.argv[1:] if argv is None else argv)
-    options = command_line.parse(Options, words, budget="short")
+    resumed = command_line.value_of(words, "--resume")
+    options = (
+        resume.options_of(Options, words, resumed) if resumed else command_line.parse(Options, words, budget="short")
+    )
     config = options.config.replace(**{"evaluate.score_weight": options.objective.weight, "tcm.weight": 0.0})
-    folder = session.local_path(options.storage or session.storage())
     with command_line.one_line_errors(status=2):
         _check(options)
         space = Space.of(options.space, config, flat=options.sampler in sampler.FLAT)
-        url = storage.url(options.optuna_storage)
-        name = _name(options, folder)
+        kept = session.kept_storage(options.storage)
+        url = storage.url(options.optuna_storage, kept)
+        folder = resume.place(options, kept, url)
+        name = folder.name
     splits = command_line.preflight(config)
     if options.retrain:
         with command_line.one_line_errors(status=2):
             retrain.changed(config, options.retrain)
     session.connect()
-    with command_line.one_line_errors():
+    with command_line.one_line_errors(), session.stopped_as_by_ctrl_c():
         taken = _claim(options)
-        store = Store.open(options.storage)
-        parent = store.start(name, params=_params(options, config, space, url), tags={"kind": "search"}, key=name)
+        if not resumed:
+            folder.begin(Record(options.config, name, resources=resume.recorded(options, url)))
+        store = Store.open(kept if options.storage else "")
+        tags = {"kind": "search", "command": f"python -m tune.search {_command(words, options)}"}
+        parent = store.start(name, params=_params(options, config, space, url), tags=tags, key=name)
         command_line.print_config(config)
         print(f"search {name}: {options.trials} trials{_budget(words)}\n{space}\n")
-        study = Study(name, config, taken, folder, store, parent.run_id)
+        study = Study(name, config, taken, kept, store, parent.run_id)
         with parent.closing() as record:
             outcomes = _search(options, study, space, url)
-            if len(outcomes) < _trials(options, space) or _unfinished(outcomes):
-                _stop(outcomes, options, study, words)
+            _check_done(outcomes, options, study, _trials(options, space))
+            findings = _findings(options, outcomes, study, space, url, toy=splits.toy)
+            if not findings.finished:
+                _publish(findings, study, record)
             chosen = winner(outcomes, options.objective.tolerance, options.objective.mode)
             with one_line(store.uri):
-                _finish(options, outcomes, chosen, study, record, words, toy=splits.toy)
+                _finish(options, findings, chosen, study, record)
+            folder.end({"trials": len(outcomes)})
     print(f"total {time.perf_counter() - began:.0f} s; {_overhead()}")
     print(f"browse it:  make ui      (mlflow ui --backend-store-uri {store.uri})")
     print("serve it:   make serve   (python -m serve.app)")
@@ -133,6 +160,7 @@ def _check(options: Options) -> None:
         ("trials", options.trials, 1),
         ("seeds", options.seeds, 0),
         ("finalists", options.finalists, 1),
+        ("give-up-after", options.give_up_after, 0),
         ("grid-points", options.grid_points, 1),
         ("trials-at-once", options.trials_at_once, 1),
         ("wait-for-resources", options.wait_for_resources, 0),
@@ -157,25 +185,32 @@ def _claim(options: Options) -> session.Resources:
 
 
 def _search(options: Options, study: Study, space: Space, url: str) -> list[Outcome]:
-    """Runs or resumes the trials."""
-    bench = _bench(options, study, study.name, _trials(options, space))
-    if options.resume:
-        return bench.resume(url)
+    """Runs the trials, or those of them that have not ended."""
+    trials = _trials(options, space)
     points = space.first_points()
     if options.sampler == "grid":
         points += space.grid(options.grid_points, seed=options.seed)
+    before = storage.trials(url, study.name)
+    if before and not options.resume:
+        raise ValueError(f"name: {storage.shown(url)} has a study {study.name} already; give another --name")
     searcher = StudySearch(
         space,
         options.objective,
-        sampler=sampler.build(options.sampler, seed=options.seed, trials=options.trials, search_off=bool(space.others)),
+        # One that goes on would draw its first points again.
+        sampler=sampler.build(
+            options.sampler, seed=options.seed + before, trials=options.trials, search_off=bool(space.others)
+        ),
         points=points,
-        trials=_trials(options, space),
+        trials=trials,
         design=options.sampler != "grid",
         study=study.name,
         url=url,
+        hopeless=options.give_up_after,
     )
+    if options.resume:
+        print(f"{study.name} goes on: {trials - searcher.left} of {trials} trials are done\n", flush=True)
     scheduler = early_stopping.build(options.early_stop, study.config.train)
-    return bench.search(searcher, scheduler, _trials(options, space))
+    return _bench(options, study, trials, done=trials - searcher.left).search(searcher, scheduler)
 
 
 def _trials(options: Options, space: Space) -> int:
@@ -185,56 +220,85 @@ def _trials(options: Options, space: Space) -> int:
     return min(options.trials, len(space.first_points()) + space.grid_size(options.grid_points))
 
 
-def _bench(options: Options, study: Study, name: str, trials: int) -> Bench:
+def _bench(options: Options, study: Study, trials: int, *, done: int = 0) -> Bench:
     taken = study.resources
     # More than one worker is a Ray Train job, which asks for its own CPUs: a driver that held a share of one could
     # starve its workers, and Tune refuses an empty request, so the driver asks for a byte.
     request = taken.per_worker if taken.workers == 1 else {"memory": 1.0}
     return Bench(
-        name=name,
-        storage=study.storage,
+        storage=study.folder,
         trainable=ray.tune.with_parameters(run, study=study),
         request=request,
         at_once=options.trials_at_once or resources.trials_at_once(taken),
         reuse=taken.workers == 1,
-        callbacks=[Progress(trials, study.config.train.epochs), resources.Waiting(taken), resources.Freeing()],
+        callbacks=[Progress(trials, study.config.train.epochs, done), resources.Waiting(taken), resources.Freeing()],
     )
 
 
-def _unfinished(outcomes: Sequence[Outcome]) -> bool:
-    return any(outcome.state == "unfinished" for outcome in outcomes)
+def _check_done(outcomes: Sequence[Outcome], options: Options, study: Study, trials: int) -> None:
+    """Goes no further after Ctrl-C, nor where nothing but failures is to be expected."""
+    if any(outcome.state == "unfinished" for outcome in outcomes):
+        _stop(outcomes, options, study)
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if 0 < options.give_up_after <= len(failed) == len(outcomes):
+        raise ValueError(
+            f"the first {len(failed)} trials have all failed, and the search is given up (--give-up-after "
+            f"{options.give_up_after}); the first failure: {failed[0].error}"
+        )
+    if len(outcomes) < trials:
+        _stop(outcomes, options, study)
 
 
-def _finals(options: Options, outcomes: Sequence[Outcome], study: Study, words: list[str]) -> finals.Finals:
+def _finals(options: Options, outcomes: Sequence[Outcome], study: Study) -> finals.Finals:
     """Trains the finalists over new seeds."""
     objective = options.objective
     chosen = finals.finalists(outcomes, options.finalists, objective.tolerance, objective.mode)
     first = study.config.train.seed + 1  # the search's own seed chose them, and would flatter them
     points = finals.points(chosen, range(first, first + options.seeds))
     print(f"\n{len(chosen)} finalists over {options.seeds} new seeds: {len(points)} trainings\n")
-    ran = _bench(options, study, f"{study.name}-finals", len(points)).run(points)
-    if len(ran) < len(points) or _unfinished(ran):
-        _stop(outcomes, options, study, words)
+    ran = _bench(options, study, len(points)).run(points)
+    if len(ran) < len(points) or any(outcome.state == "unfinished" for outcome in ran):
+        _stop(outcomes, options, study)
+    _tell(study, ran)
     return finals.judge(ran, objective.tolerance, objective.mode)
 
 
-def _finish(
-    options: Options,
-    outcomes: list[Outcome],
-    chosen: Outcome,
-    study: Study,
-    record: Writer,
-    words: list[str],
-    *,
-    toy: bool,
-) -> None:
-    """Table, finals, test classes, figures, registry."""
+def _tell(study: Study, outcomes: Sequence[Outcome]) -> None:
+    """Tells the runs of trials how they ended."""
+    # A trial that was stopped early had no time to end its run.
+    study.store.end_children(study.parent)
+    states = {trial_key(study.name, o.number, o.settings.get("train.seed")): {"state": o.state} for o in outcomes}
+    study.store.tag_children(study.parent, states)
+
+
+def _findings(
+    options: Options, outcomes: list[Outcome], study: Study, space: Space, url: str, *, toy: bool
+) -> page.Findings:
+    """What the trials came to."""
+    _tell(study, outcomes)
+    return page.Findings(
+        name=study.name,
+        outcomes=outcomes,
+        objective=options.objective,
+        space=space,
+        config=study.config,
+        importances=page.importances(study.name, url),
+        options=_own(options, url),
+        facts={"MLflow run": study.parent},
+        command=study.store.tag(study.parent, "command"),  # also of a search that was resumed
+        toy=toy,
+    )
+
+
+def _finish(options: Options, findings: page.Findings, chosen: Outcome, study: Study, record: Writer) -> None:
+    """Table, finals, test classes, figures, page, registry."""
+    outcomes, over_seeds = findings.outcomes, None
     report.print_trials(outcomes, chosen)
     if options.objective.mode == "pareto":
         report.print_front(front(outcomes))
     winning_run, reference = chosen, baseline(outcomes)
     if options.seeds:
-        over_seeds = _finals(options, outcomes, study, words)
+        over_seeds = _finals(options, outcomes, study)
         report.print_finals(over_seeds)
         record.summary(report.finals_summary(over_seeds))
         chosen = next(outcome for outcome in outcomes if outcome.number == over_seeds.winner.number)
@@ -247,11 +311,11 @@ def _finish(
     models = [winning_run] if reference is None or reference is winning_run else [winning_run, reference]
     found = tested.test([model.checkpoint for model in models], study.resources)
     winning, before = found[0], None if reference is None else found[-1]
-    report.print_test(before, winning, toy=toy)
+    report.print_test(before, winning, toy=findings.toy)
     promote.print_thresholds(winning)
     if chosen.number == 0:
         print("No margins beat the baseline within the tolerance: the winner is the encoder without TCM.")
-    record.summary({**report.summary(before, winning), "val/winner/score": winning_run.score})
+    record.summary({**report.summary(before, winning), **report.study_summary(outcomes, reference, winning_run)})
     record.tags({"winner": str(chosen.number)})
     if before is not None and before.curves is not None and winning.curves is not None:
         figure = plots.compare_utility(before.curves, winning.curves, c=study.config.evaluate.utility_c)
@@ -262,8 +326,8 @@ def _finish(
         if o.state == "finished"
     ]
     record.figure(plots.search_scatter(rows), "figures/search.png")
-    # A trial that was stopped early had no time to end its run.
-    study.store.end_children(study.parent)
+    findings = replace(findings, chosen=chosen, finals=over_seeds, tested=winning, tested_baseline=before)
+    _publish(findings, study, record)
     version = promote.register(
         winning_run.checkpoint, winning, before, run_id=winning_run.run_id, name=options.model_name
     )
@@ -275,18 +339,27 @@ def _finish(
     record.tags({"promotion": done.why, **({"champion": f"{version.name}/{version.version}"} if done.moved else {})})
 
 
+def _publish(findings: page.Findings, study: Study, record: Writer) -> None:
+    print(f"its page: {page.publish(findings, record, study.parent, f'{study.storage}/{study.name}')}")
+
+
 def _state(outcome: Outcome, chosen: Outcome) -> str:
     return "winner" if outcome is chosen else "baseline" if outcome.number == 0 else "other"
 
 
-def _stop(outcomes: Sequence[Outcome], options: Options, study: Study, words: list[str]) -> NoReturn:
+def _stop(outcomes: Sequence[Outcome], options: Options, study: Study) -> NoReturn:
     """Says how to go on after Ctrl-C, and leaves no run behind that looks alive."""
     study.store.end_children(study.parent)
     done = sum(outcome.state != "unfinished" for outcome in outcomes)
-    again = " ".join(_without_secrets(word, options) for word in words if word != "--resume")
+    where = f" --storage {options.storage}" if options.storage else ""
     print(f"\ninterrupted: {done} of {options.trials} trials are done and kept. Go on with:")
-    print(f"  python -m tune.search {again}{' ' if again else ''}--resume")
+    print(f"  python -m tune.search --resume {study.name}{where}", flush=True)
     raise SystemExit(130)
+
+
+def _command(words: Sequence[str], options: Options) -> str:
+    """The command line's words, without a password, as a shell takes them."""
+    return shlex.join(_without_secrets(word, options) for word in words)
 
 
 def _without_secrets(word: str, options: Options) -> str:
@@ -302,36 +375,18 @@ def _overhead() -> str:
     return f"trial overhead: {median(seconds.later):.2f} s (median of {len(seconds.later)} outside the loop{first})"
 
 
-def _name(options: Options, storage: str) -> str:
-    name = command_line.run_name(options.name, options.config.data.dataset)
-    if not options.resume:
-        if (Path(storage) / name).exists():
-            raise ValueError(f"name: there is a search {name} in {storage} already; --resume goes on with it")
-        return name
-    if options.name:
-        if "://" not in storage and not (Path(storage) / name / "tuner.pkl").exists():
-            raise ValueError(f"--resume: there is no search {name} in {storage}")
-        return name
-    if "://" in storage:
-        raise ValueError("--resume with a remote --storage needs the --name of the search")
-    found = sorted(Path(storage).glob("*/tuner.pkl"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ValueError(f"--resume: there is no search to go on with in {storage}")
-    return found[-1].parent.name
-
-
 def _params(options: Options, config: Config, space: Space, url: str) -> dict[str, object]:
-    own = replace(options, optuna_storage=storage.shown(url))
+    objective = {f"objective.{name}": value for name, value in options.objective.model_dump().items()}
+    return {**config.flat, **objective, **_own(options, url), "space": str(space)}
+
+
+def _own(options: Options, url: str) -> dict[str, object]:
+    """The options of the search itself that say what it did, without a password."""
     names = (
-        *("trials", "sampler", "grid_points", "early_stop", "seeds", "finalists", "workers_per_trial"),
-        *("optuna_storage", "seed", "retrain", "promote", "model_name"),
+        *("trials", "sampler", "grid_points", "early_stop", "seeds", "finalists", "workers_per_trial", "seed"),
+        *("retrain", "promote", "model_name"),
     )
-    return {
-        **config.flat,
-        **{f"objective.{name}": value for name, value in options.objective.model_dump().items()},
-        **{name: getattr(own, name) for name in names},
-        "space": str(space),
-    }
+    return {**{name: getattr(options, name) for name in names}, "optuna_storage": storage.shown(url)}
 
 
 def _budget(words: list[str]) -> str:

@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
+from cluster import session
 from cluster.tracking import runs_dir
 
 if TYPE_CHECKING:
@@ -12,18 +13,31 @@ VARIABLE = "ONETHRESHOLD_OPTUNA_STORAGE"
 """The environment variable that names the database where no option does: what a password in a URL is safest in."""
 
 
-def url(given: str) -> str:
+def url(given: str, kept: str = "") -> str:
     """The URL of the database: the one given, else the environment's, else SQLite at runs/optuna.db.
 
     A PostgreSQL URL without a driver is given psycopg's.
 
+    Args:
+        given: by option; empty when it is not.
+        kept: path or URI where the search keeps what it must not lose. In a job of `ray job submit`, whose folder is
+            thrown away, SQLite's file lies there.
+
     Raises:
-        ValueError: it is no URL of a database; the message does not repeat it, since it may hold a password.
+        ValueError: it is no URL of a database (the message does not repeat it, since it may hold a password), or a
+            job has none and only a URI to keep things at.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
     text = given or os.environ.get(VARIABLE, "")
+    if not text and session.submitted():
+        if "://" in kept:
+            raise ValueError(
+                f"optuna-storage: in a job runs/ is thrown away, and a database does not fit into {kept}; give "
+                f"--optuna-storage URL, or {VARIABLE} in the job's environment"
+            )
+        return f"sqlite:///{kept}/optuna.db"
     if not text:
         runs_dir().mkdir(parents=True, exist_ok=True)
         return f"sqlite:///{runs_dir() / 'optuna.db'}"
@@ -46,6 +60,27 @@ def shown(text: str) -> str:
     parsed = make_url(text)
     secret = [name for name in parsed.query if "pass" in name.lower() or "secret" in name.lower()]
     return parsed.update_query_dict(dict.fromkeys(secret, "***")).render_as_string(hide_password=True)
+
+
+def hides_password(text: str) -> bool:
+    """Whether a URL is one of `shown` that had a password, so that nothing can be reached by it."""
+    return "***" in text
+
+
+def trials(text: str, study: str) -> int:
+    """How many trials of a study were begun; 0 also where there is no such study.
+
+    Args:
+        text: of `url`.
+        study: its name.
+    """
+    import optuna
+
+    opened = connect(text)
+    if study not in optuna.get_all_study_names(opened):
+        return 0
+    found = optuna.load_study(study_name=study, storage=opened).get_trials(deepcopy=False)
+    return sum(trial.state != optuna.trial.TrialState.WAITING for trial in found)
 
 
 def connect(text: str) -> "RDBStorage":

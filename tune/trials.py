@@ -1,21 +1,30 @@
-"""Runs the trials of a search with Ray Tune, and reads how they ended."""
+"""Runs the trials of a search with Ray Tune, and reads how they ended.
+
+Tune's own records are thrown away: it writes them now and then, so that one that is gone on from would run anew what
+had ended since. A search goes on from Optuna's storage and from what the trials themselves keep.
+"""
 
 import logging
 import math
 import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import ray.tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from tune.early_stopping import ENDED
 from tune.objective import Outcome
-from tune.optuna_search import ATTRIBUTES, StudySearch
+from tune.optuna_search import ATTRIBUTES, ERROR, StudySearch
 from tune.space import Point, settings
+
+RETRIES = 3
+"""How often a trial is begun again, or goes on from what it keeps, whose process or node was lost."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +32,16 @@ class Bench:
     """Where trials run.
 
     Attributes:
-        name: of the search's folder under storage.
-        storage: absolute path or URI.
+        storage: absolute path or URI of a folder; Tune makes one of its own in it.
         trainable: called with the parameters of a trial, in a process of its own; reports `epoch` and the metrics of
-            `tune.objective`, and at its end `tune.early_stopping.ENDED`.
+            `tune.objective`, and at its end `tune.early_stopping.ENDED`. One that fails reports its error at its end
+            (`tune.optuna_search.ERROR`): one that raises, or dies, is begun again.
         request: Ray's resource request of a trial.
         at_once: trials side by side.
         reuse: whether a process runs one trial after another.
         callbacks: Tune's.
     """
 
-    name: str
     storage: str
     trainable: Callable[[Point], None]
     request: Mapping[str, float]
@@ -41,35 +49,23 @@ class Bench:
     reuse: bool = True
     callbacks: Sequence[ray.tune.Callback] = ()
 
-    def search(self, searcher: StudySearch, scheduler: TrialScheduler, trials: int) -> list[Outcome]:
-        """Runs so many trials of a searcher."""
-        return self._fit(searcher, scheduler, trials)
-
-    def resume(self, url: str) -> list[Outcome]:
-        """Goes on with the trials of `search` that had not ended.
-
-        Args:
-            url: of the study's database, which the saved state leaves out.
-        """
-        _set_up_tune()
-        tuner = ray.tune.Tuner.restore(f"{self.storage}/{self.name}", self._trainable(), resume_unfinished=True)
-        # Tune gives no way to hand a restored search its connection.
-        searcher = cast(Any, tuner)._local_tuner._tune_config.search_alg
-        cast(StudySearch, searcher).connect(url)
-        return _outcomes(tuner)
+    def search(self, searcher: StudySearch, scheduler: TrialScheduler) -> list[Outcome]:
+        """Runs the trials of a searcher that have not ended; returns how all stand, earlier ones too, by number."""
+        if searcher.left and not searcher.given_up:
+            self._fit(searcher, scheduler, searcher.left, [_Causes(searcher)])
+        return searcher.outcomes()
 
     def run(self, points: Sequence[Point]) -> list[Outcome]:
-        """Runs these very trials, or goes on with them when they were begun."""
-        where = f"{self.storage}/{self.name}"
-        if ray.tune.Tuner.can_restore(where):
-            _set_up_tune()
-            return _outcomes(ray.tune.Tuner.restore(where, self._trainable(), resume_unfinished=True))
-        return self._fit(_These(points), None, len(points))
+        """Runs these very trials."""
+        results = self._fit(_These(points), None, len(points), [])
+        return [_outcome(results[index]) for index in range(len(results))]
 
-    def _fit(self, searcher: Any, scheduler: TrialScheduler | None, trials: int) -> list[Outcome]:
+    def _fit(
+        self, searcher: Any, scheduler: TrialScheduler | None, trials: int, callbacks: Sequence[ray.tune.Callback]
+    ) -> ray.tune.ResultGrid:
         _set_up_tune()
         tuner = ray.tune.Tuner(
-            self._trainable(),
+            ray.tune.with_resources(cast(Any, self.trainable), dict(self.request)),
             tune_config=ray.tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
@@ -78,17 +74,25 @@ class Bench:
                 reuse_actors=self.reuse,
             ),
             run_config=ray.tune.RunConfig(
-                name=self.name,
+                name=f"tune-{uuid.uuid4().hex[:8]}",
                 storage_path=self.storage,
                 verbose=0,
-                checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=1),
-                callbacks=[*self.callbacks],
+                failure_config=ray.tune.FailureConfig(max_failures=RETRIES),
+                # Optuna knows why a trial failed before the others are told.
+                callbacks=[*callbacks, *self.callbacks],
             ),
         )
-        return _outcomes(tuner)
+        return tuner.fit()
 
-    def _trainable(self) -> Any:
-        return ray.tune.with_resources(cast(Any, self.trainable), dict(self.request))
+
+class _Causes(ray.tune.Callback):
+    """Tells the searcher why a trial failed, which Tune does not."""
+
+    def __init__(self, searcher: StudySearch) -> None:
+        self._searcher = searcher
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._searcher.failed(trial.trial_id, reason(trial))
 
 
 class _These(Searcher):
@@ -108,22 +112,29 @@ class _These(Searcher):
         pass
 
     def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).write_text(str(self._next))
+        Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        self._next = int(Path(checkpoint_path).read_text())
+        raise NotImplementedError("finals are begun again; those that have ended say so at once")
 
 
-def _outcomes(tuner: ray.tune.Tuner) -> list[Outcome]:
-    results = tuner.fit()
-    return [_outcome(results[index]) for index in range(len(results))]
+def reason(trial: Trial) -> str:
+    """Why a trial failed: what it reported, or the last line of the error by which it was lost."""
+    if told := trial.last_result.get(ERROR):
+        return str(told)
+    # Trial.get_error looks in the storage, where Tune copies this file only later.
+    written = Path(trial.local_path or "") / "error.txt"
+    return _last_line(written.read_text()) if written.is_file() else "unknown"
+
+
+def _last_line(text: str) -> str:
+    """The last line of a traceback that says anything."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "unknown")
 
 
 def _outcome(result: ray.tune.Result) -> Outcome:
-    from tune.progress import last_line
-
     metrics, params = result.metrics or {}, result.config or {}
-    error = last_line(str(result.error)) if result.error else ""
+    error = _last_line(str(result.error)) if result.error else str(metrics.get(ERROR, ""))
     lost = [name for name in ATTRIBUTES.values() if not math.isfinite(metrics.get(name, 0.0))]
     if lost and not error:
         error = f"{lost[0]} is {metrics[lost[0]]}"
@@ -138,7 +149,7 @@ def _outcome(result: ray.tune.Result) -> Outcome:
         state=state,
         settings=settings(params),
         metrics={name: value for name, value in metrics.items() if isinstance(value, float | int)},
-        checkpoint=metrics.get("checkpoint_path") or (result.checkpoint.path if result.checkpoint else ""),
+        checkpoint=metrics.get("checkpoint_path", ""),
         run_id=metrics.get("run_id", ""),
         seconds=metrics.get("time_total_s", 0.0),
         error=error,
@@ -146,6 +157,10 @@ def _outcome(result: ray.tune.Result) -> Outcome:
 
 
 def _set_up_tune() -> None:
+    # Of trials that fail before their first report; the searcher looks for its metrics itself.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    # What Tune writes of itself is not read again.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
     # Tune's own loggers would write every result three more times, and its display stand between the lines of ours.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")

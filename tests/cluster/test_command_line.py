@@ -69,7 +69,7 @@ def test_settings_are_changed_by_name() -> None:
     assert options.config.data.dataset == "digits"
     assert options.config.optim.lr == 0.5
     assert options.config.loss.options == {"alpha": 3.0}
-    assert options.workers == 3
+    assert options.workers == "3"
 
 
 def test_switches_can_be_turned_off() -> None:

@@ -135,3 +135,46 @@ def test_a_list_is_kept_unless_it_names_a_checkpoint_that_is_gone(folder: RunFol
     listed["checkpoint_results"] = [{"checkpoint_dir_name": "step-000000007-0"}]
     path.write_text(json.dumps(listed))
     assert folder.mend() == "step-000000007-0 missing"
+
+
+def test_a_trial_keeps_its_best_checkpoint_and_its_newest(folder: RunFolder, tmp_path: Path) -> None:
+    """Ranks as a trial gives them: a best epoch, a worse one, a better one, and a worse one again."""
+    kept = []
+    for step, rank in ((10, 1.0), (20, 0.5), (30, 2.0), (40, 1.5)):
+        made = RunFolder(str(tmp_path / "scratch"), "trial")
+        folder.keep(tmp_path / "scratch" / "trial" / write(made, step, rank), step)
+        kept.append(steps(folder))
+    assert kept == [[10], [10, 20], [30], [30, 40]]
+    assert folder.newest().name.startswith("step-000000040")
+    assert "step-000000030" in folder.best()
+
+    assert folder.ended() is None
+    folder.end({"best/score": 0.5, "run_id": "1"})
+    assert folder.ended() == {"best/score": 0.5, "run_id": "1"}
+    assert steps(folder) == [30], "nothing goes on from here"
+
+
+def test_a_checkpoint_takes_the_place_of_what_an_interruption_left_behind(folder: RunFolder, tmp_path: Path) -> None:
+    write(folder, 10, 1.0)
+    cut(folder, write(folder, 20, 2.0))  # the process was killed as it copied
+    assert folder.newest().name.startswith("step-000000010")
+    made = RunFolder(str(tmp_path / "scratch"), "trial")
+    folder.keep(tmp_path / "scratch" / "trial" / write(made, 20, 2.0), 20)
+    assert steps(folder) == [20]
+    assert folder.newest().unusable == ()
+    assert "step-000000020" in folder.best()
+
+
+def test_searches_and_trainings_are_told_apart(folder: RunFolder) -> None:
+    search = RunFolder(folder.storage, "winter", "search")
+    search.begin(Record(CONFIG, "winter", resources={"trials": 8}))
+    folder.begin(Record(CONFIG, "autumn"))
+    assert (search.begun, RunFolder(folder.storage, "winter").begun) == (True, False)
+    with pytest.raises(ValueError, match=r"there is no run 'winter' in .*; runs there: autumn$"):
+        RunFolder(folder.storage, "winter").record()
+    with pytest.raises(ValueError, match=r"there is no search 'autumn' in .*; searches there: winter$"):
+        RunFolder(folder.storage, "autumn", "search").record()
+
+
+def steps(folder: RunFolder) -> list[int]:
+    return sorted(int(path.name.split("-")[1]) for path in (Path(folder.storage) / folder.name).glob("step-*"))

@@ -1,55 +1,171 @@
-"""Ctrl-C leaves a state from which the same command goes on: a real process, a real signal."""
+"""What dies is lost for seconds: drivers, workers and the head of a cluster, with real processes and real signals.
+
+However a search is interrupted, `--resume NAME` ends it as if nothing had been: each trial once, none left RUNNING.
+"""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
 import psutil
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
+from ray.cluster_utils import Cluster
 
-SEARCH = ["--recipe", "digits", "--trials", "3", "--train.epochs", "8", "--early-stop", "none"]
-COMMAND = [sys.executable, "-m", "tune.search", *SEARCH]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+EPOCHS = 8
+WORDS = ["--recipe", "digits", "--train.epochs", str(EPOCHS), "--early-stop", "none", "--name", "autumn"]
 
 
-def statuses(here: Path) -> list[str]:
+def start(here: Path, *words: str, address: str = "") -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
+    environment |= {"RAY_ADDRESS": address} if address else {}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    command = [sys.executable, "-m", "tune.search", *words]
+    return subprocess.Popen(command, cwd=here, env=environment, text=True, **pipes)  # type: ignore[call-overload]
+
+
+def read_until(driver: subprocess.Popen[str], what: str) -> str:
+    """What it said up to the first line that matches."""
+    assert driver.stdout is not None
+    said = []
+    for line in driver.stdout:
+        said.append(line)
+        if re.search(what, line):
+            return "".join(said)
+    raise AssertionError("".join(said))
+
+
+def end(driver: subprocess.Popen[str]) -> str:
+    said, _ = driver.communicate(timeout=400)
+    assert driver.returncode == 0, said
+    return said
+
+
+def runs(here: Path) -> list[Run]:
+    """MLflow's runs: the search and its trials."""
     client = MlflowClient(f"sqlite:///{here / 'runs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("onethreshold")
     assert experiment is not None
-    return sorted(run.info.status for run in client.search_runs([experiment.experiment_id]))
+    return list(client.search_runs([experiment.experiment_id]))
 
 
-@pytest.mark.slow
-def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
-    environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
-    process = subprocess.Popen(COMMAND, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if "epoch 3/8" in line:
-            family = psutil.Process(process.pid).children(recursive=True)
-            process.send_signal(signal.SIGINT)
-            break
-    rest, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, "".join(said) + rest
-    assert "interrupted: 0 of 3 trials are done and kept" in rest
-    assert f"python -m {' '.join(COMMAND[2:])} --resume" in rest
-    assert statuses(tmp_path) == ["KILLED"] * 3
-    _, alive = psutil.wait_procs(family, timeout=30)
+def losses(here: Path, run: Run) -> list[int]:
+    """Epochs whose score MLflow has of a run."""
+    client = MlflowClient(f"sqlite:///{here / 'runs' / 'mlflow.db'}")
+    return [point.step for point in client.get_metric_history(run.info.run_id, "val/score")]
+
+
+def assert_whole(here: Path, trials: int) -> None:
+    """The study and MLflow as an uninterrupted search leaves them."""
+    found = optuna.load_study(study_name="autumn", storage=f"sqlite:///{here / 'runs' / 'optuna.db'}").trials
+    assert [trial.state.name for trial in found] == ["COMPLETE"] * trials
+    assert [sorted(trial.intermediate_values) for trial in found] == [list(range(1, EPOCHS + 1))] * trials
+    ended = runs(here)
+    assert [run.info.status for run in ended] == ["FINISHED"] * (trials + 1), "a parent and its trials, none twice"
+    for run in ended:
+        if run.data.tags["kind"] == "trial":
+            steps = losses(here, run)
+            assert steps == sorted(set(steps)), "no epoch twice"
+            assert len(steps) == EPOCHS, "and none missing"
+    folders = (here / "runs" / "ray" / "autumn").glob("trial-*")
+    assert [len(list(folder.glob("step-*"))) for folder in folders] == [1] * trials, "the best checkpoint of each"
+
+
+def times_begun(said: str) -> dict[int, int]:
+    """How often each trial's first epoch was trained."""
+    found = [int(number) for number in re.findall(r"trial (\d+): epoch 1/", said)]
+    return {number: found.count(number) for number in found}
+
+
+def terminate(driver: subprocess.Popen[str]) -> None:
+    """As `ray job stop` and Kubernetes do; it is told on as Ctrl-C."""
+    driver.send_signal(signal.SIGTERM)
+
+
+def kill(driver: subprocess.Popen[str]) -> None:
+    driver.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("stop", [terminate, kill])
+def test_an_interrupted_driver_goes_on_by_name(tmp_path: Path, stop: Callable[[subprocess.Popen[str]], None]) -> None:
+    driver = start(tmp_path, *WORDS, "--trials", "4")
+    first = read_until(driver, r"trial [23]: epoch 3/8")
+    family = psutil.Process(driver.pid).children(recursive=True)
+    stop(driver)
+    rest, _ = driver.communicate(timeout=120)
+    if stop is terminate:
+        assert driver.returncode == 130
+        assert "2 of 4 trials are done and kept" in rest
+        assert "python -m tune.search --resume autumn" in rest
+        assert "RUNNING" not in [run.info.status for run in runs(tmp_path)]
+
+    again = end(start(tmp_path, "--resume", "autumn"))
+    assert "autumn goes on: 2 of 4 trials are done" in again
+    assert times_begun(first + rest + again) == {0: 1, 1: 1, 2: 1, 3: 1}, "running trials went on where they were"
+    assert re.search(r"trial [23]: goes on after epoch \d/8", again)
+    assert "alias champion" in again
+    assert_whole(tmp_path, 4)
+
+    over = start(tmp_path, "--resume", "autumn")
+    said, _ = over.communicate(timeout=100)
+    assert (over.returncode, said) == (
+        2,
+        "error: resume: autumn has ended, with 4 trials; --trials can make it more\n",
+    )
+    # Ray's own agents look for their parent now and then only, so this comes last.
+    _, alive = psutil.wait_procs(family, timeout=120)
     assert alive == [], "no orphan process"
 
-    again = subprocess.run(
-        [*COMMAND, "--resume"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "alias champion" in again.stdout
-    assert statuses(tmp_path) == ["FINISHED"] * 4, "one parent, three trials, none twice"
-    (study,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path / 'runs' / 'optuna.db'}")
-    trials = optuna.load_study(
-        study_name=study.study_name, storage=f"sqlite:///{tmp_path / 'runs' / 'optuna.db'}"
-    ).trials
-    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
+
+def test_a_killed_worker_goes_on_in_the_same_command(tmp_path: Path) -> None:
+    driver = start(tmp_path, *WORDS, "--trials", "2")
+    first = read_until(driver, r"trial \d: epoch 3/8")
+    family = psutil.Process(driver.pid).children(recursive=True)
+    victims = [process for process in family if process.name().startswith("ray::")]
+    victims = [process for process in victims if "Implicit" in process.name() or "run" in process.name()]
+    assert victims, [process.name() for process in family]
+    victims[0].kill()
+    said = first + end(driver)
+    assert "lost, and goes on from its newest checkpoint: The actor" in said
+    assert times_begun(said) == {0: 1, 1: 1}
+    assert_whole(tmp_path, 2)
+
+
+@pytest.fixture
+def head() -> Iterator[Callable[[], Cluster]]:
+    """Starts clusters of one node; what the last leaves is stopped."""
+    clusters: list[Cluster] = []
+
+    def begin() -> Cluster:
+        clusters.append(Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}))
+        return clusters[-1]
+
+    yield begin
+    clusters[-1].shutdown()
+
+
+def test_the_loss_of_the_head_is_made_up_for_by_another(tmp_path: Path, head: Callable[[], Cluster]) -> None:
+    first = head()
+    driver = start(tmp_path, *WORDS, "--trials", "3", address=first.address)
+    said = read_until(driver, r"trial 2: epoch 2/8")
+    processes = [process.process for kind in first.head_node.all_processes.values() for process in kind]
+    family = [psutil.Process(process.pid) for process in processes if process.poll() is None]
+    family += [child for process in family for child in process.children(recursive=True)]
+    for process in {process.pid: process for process in family}.values():
+        process.kill()
+    time.sleep(1.0)
+    driver.kill()  # it would look for its head for a minute
+    driver.communicate(timeout=60)
+
+    again = end(start(tmp_path, "--resume", "autumn", address=head().address))
+    assert times_begun(said + again) == {0: 1, 1: 1, 2: 1}
+    assert_whole(tmp_path, 3)

@@ -12,7 +12,8 @@ from mlflow.entities import Run
 from PIL import Image
 
 from cluster import registry
-from dml import checkpoint
+from cluster.run_folder import Record, RunFolder
+from dml import checkpoint, recipes
 from tune import search
 from tune.progress import Progress
 
@@ -68,6 +69,16 @@ def test_a_search_ends_with_a_champion(here: Path, capsys: pytest.CaptureFixture
     assert {"test/baseline/opis", "test/winner/opis", "test/opis_change"} <= set(parent.data.metrics)
     figures = [item.path for item in MlflowClient().list_artifacts(parent.info.run_id, "figures")]
     assert figures == ["figures/search.png", "figures/utility.png"]
+    assert [run.data.tags["state"] for run in trials] == ["finished"] * 4
+    assert {"trials/finished", "val/baseline/opis", "val/winner/recall_at_1"} <= set(parent.data.metrics)
+    page = Path(mlflow.artifacts.download_artifacts(run_id=parent.info.run_id, artifact_path="report.html")).read_text()
+    for words in (
+        "<h1>Search whole</h1>",
+        "2 test classes, which no choice has seen",
+        "python -m tune.search --recipe",
+    ):
+        assert words in page
+    assert (here / "runs" / "ray" / "whole" / "report.html").read_text() == page
 
     assert [trial.state.name for trial in study_of("whole", here).trials] == ["COMPLETE"] * 4
 
@@ -121,9 +132,12 @@ def test_when_every_trial_fails_the_search_says_why(here: Path, capsys: pytest.C
     with pytest.raises(SystemExit) as stop:
         search.main([*words, "--optim.clip", "0"])
     assert stop.value.code == 1
-    assert "no trial of 2 finished; the first failure: " in capsys.readouterr().err
+    assert "no trial of 2 finished; the first failure: rank 0: NonFiniteLossError: loss is " in capsys.readouterr().err
     parent, trials = runs_of("hopeless")
     assert [run.info.status for run in [parent, *trials]] == ["FAILED"] * 3
+    assert [run.data.tags["state"] for run in trials] == ["failed"] * 2
+    page = Path(mlflow.artifacts.download_artifacts(run_id=parent.info.run_id, artifact_path="report.html")).read_text()
+    assert "No trial finished, so nothing was chosen. The first failure: " in page
 
 
 def test_a_folder_of_photographs_is_searched(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,6 +174,7 @@ def test_the_finalists_decide_over_new_seeds(here: Path, capsys: pytest.CaptureF
     finals = [run for run in runs if run.data.tags["kind"] == "final"]
     seeds = sorted((run.data.tags["trial"], run.data.params["train.seed"]) for run in finals)
     assert seeds == [("0", "1"), ("0", "2"), ("1", "1"), ("1", "2")]
+    assert [run.data.tags["state"] for run in finals] == ["finished"] * 4
     assert parent.data.params["space"].endswith("optim.lr=log(0.0001,0.01)")
     change, low, high = (parent.data.metrics[f"finals/opis_change{end}"] for end in ("", "/low", "/high"))
     assert low <= change <= high
@@ -176,9 +191,8 @@ def test_the_finalists_decide_over_new_seeds(here: Path, capsys: pytest.CaptureF
         (["--sampler", "cmaes"], "--sampler"),
         (["--seeds", "-1"], "seeds: -1 is too few; at least 0"),
         (["--wait-for-resources", "-1"], "wait-for-resources: -1 is too few; at least 0"),
-        (["--resume"], "there is no search to go on with in "),
-        (["--resume", "--name", "nobody"], "there is no search nobody in "),
-        (["--name", "taken"], "there is a search taken in "),
+        (["--give-up-after", "-1"], "give-up-after: -1 is too few; at least 0"),
+        (["--name", "taken"], "has a search taken; --resume taken goes on with it"),
         (["--name", "it's"], "is not made of letters, digits"),
         (["--trials", "0"], "trials: 0 is too few; at least 1"),
     ],
@@ -191,7 +205,7 @@ def test_a_search_that_cannot_begin_is_refused_before_ray(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "ray" / "taken").mkdir(parents=True)
+    RunFolder(str(tmp_path / "runs" / "ray"), "taken", "search").begin(Record(recipes.digits(), "taken"))
     with pytest.raises(SystemExit) as stop:
         search.main([*DIGITS, *words])
     assert stop.value.code == 2

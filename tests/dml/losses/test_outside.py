@@ -14,6 +14,7 @@ from dml.config import Config, LossConfig
 from dml.losses.loss import Loss
 from dml.losses.outside import Outside
 from dml.pairs import Pairs
+from dml.state import Progress, State
 from tests.contracts.loss_contract import DIM, LossContract, partners
 
 PEER, HERE = "pytorch_metric_learning.losses", __name__
@@ -202,7 +203,9 @@ def test_a_checkpoint_never_imports_what_its_config_names(tmp_path: Path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     config = Config().replace(**{"loss.name": "strangers:Loss"})
     encoder = encoders.build(config.encoder, channels=1, image_size=32)
-    checkpoint.save(tmp_path / "made", encoder, config, info={}, loss=nn.Linear(2, 2))
+    parts = {"encoder": encoder.state_dict(), "loss": nn.Linear(2, 2).state_dict()}
+    state = State(config, Progress(step=1), parts)
+    checkpoint.save(tmp_path / "made", encoder, config, info={}, state=state)
     loaded = checkpoint.load(tmp_path / "made")
     assert loaded.config.loss.name == "strangers:Loss"
     assert "strangers" not in sys.modules

@@ -1,0 +1,73 @@
+"""`--resume NAME`: what it takes up, what may be another, and what it refuses in words before Ray is started."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.run_folder import Record, RunFolder
+from tune import resume, search, storage
+from tune.search import Options
+
+
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A search that was begun in this folder and interrupted."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(storage.VARIABLE, raising=False)
+    begin("autumn", "--trials", "6", "--objective.mode", "pareto", "--space", "optim.lr=log(1e-4,1e-2)")
+    return tmp_path
+
+
+def begin(name: str, *words: str) -> None:
+    from cluster import command_line
+
+    options = command_line.parse(Options, ["--recipe", "digits", "--train.epochs", "5", *words], budget="short")
+    url = storage.url(options.optuna_storage)
+    record = Record(options.config, name, resources=resume.recorded(options, url))
+    RunFolder(str(Path("runs/ray").absolute()), name, "search").begin(record)
+
+
+def test_a_search_goes_on_with_the_options_that_it_began_with(begun: Path) -> None:
+    options = resume.options_of(Options, ["--resume", "autumn", "--trials", "9", "--trials-at-once", "1"], "autumn")
+    assert options.config.train.epochs == 5
+    assert options.objective.mode == "pareto"
+    assert options.space == ("optim.lr=log(1e-4,1e-2)",)
+    assert (options.trials, options.trials_at_once, options.resume) == (9, 1, "autumn"), "these may be others"
+    assert options.optuna_storage == f"sqlite:///{begun / 'runs' / 'optuna.db'}", "from whatever folder"
+
+
+def test_a_password_is_not_kept_and_is_asked_for_again(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "postgresql+psycopg://me:secret@nowhere/studies"
+    begin("winter", "--optuna-storage", url)
+    kept = (begun / "runs" / "ray" / "winter" / "search.json").read_text()
+    assert "secret" not in kept
+    assert "postgresql+psycopg://me:***@nowhere/studies" in kept
+    options = resume.options_of(Options, ["--resume", "winter"], "winter")
+    place = str(begun / "runs" / "ray")
+    with pytest.raises(ValueError, match=r"the study of winter is in postgresql\+psycopg://me:\*\*\*@nowhere/studies"):
+        resume.place(options, place, storage.url(options.optuna_storage))
+    monkeypatch.setenv(storage.VARIABLE, url)
+    assert resume.place(options, place, storage.url(options.optuna_storage)).name == "winter"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resume"], "--resume needs a value"),
+        (["--resume", "summer"], "there is no search 'summer' in "),
+        (["--resume", "autumn", "--recipe", "digits"], "--recipe does not go with --resume"),
+        (["--resume", "autumn", "--name", "spring"], "--name does not go with --resume"),
+        (["--resume", "autumn", "--optim.lr", "0.5"], "but optim.lr is 0.5, was 0.001"),
+        (["--resume", "autumn", "--objective.mode", "combined"], "but objective is mode='combined'"),
+        (["--resume", "ended"], "ended has ended, with 4 trials; --trials can make it more"),
+    ],
+)
+def test_what_would_be_another_search_is_refused(
+    begun: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    begin("ended", "--trials", "4")
+    RunFolder(str(begun / "runs" / "ray"), "ended", "search").end({"trials": 4})
+    with pytest.raises(SystemExit) as stop:
+        search.main(words)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err

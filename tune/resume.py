@@ -1,0 +1,87 @@
+"""What a search keeps of its options, and how `--resume NAME` takes them up."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from cluster import command_line, session
+from cluster.run_folder import RunFolder
+from dml.state import differences
+from tune import storage
+from tune.objective import Objective
+
+if TYPE_CHECKING:
+    from tune.search import Options
+
+_MUST_STAY = ("objective", "space", "grid_points")
+_OF_A_PROCESS = ("config", "resume", "name", "storage")
+
+
+def place(options: "Options", kept: str, url: str) -> RunFolder:
+    """The folder of a new search, or of one that goes on.
+
+    Args:
+        options: of the search.
+        kept: `cluster.session.kept_storage`.
+        url: of `tune.storage.url`.
+
+    Raises:
+        ValueError: the name is taken, or no folder's name; or the study of the search is in another database.
+    """
+    if not options.resume:
+        folder = RunFolder(kept, command_line.run_name(options.name, options.config.data.dataset), "search")
+        if folder.begun:
+            raise ValueError(f"name: {kept} has a search {folder.name}; --resume {folder.name} goes on with it")
+        return folder
+    folder = RunFolder(kept, options.resume, "search")
+    before = folder.record().resources["optuna_storage"]
+    if before != storage.shown(url):
+        raise ValueError(
+            f"resume: the study of {folder.name} is in {before}, not in {storage.shown(url)}; give --optuna-storage, "
+            f"or {storage.VARIABLE} in the environment"
+        )
+    ended = folder.ended()
+    if ended is not None and ended["trials"] >= options.trials:
+        raise ValueError(f"resume: {folder.name} has ended, with {ended['trials']} trials; --trials can make it more")
+    return folder
+
+
+def recorded(options: "Options", url: str) -> dict[str, Any]:
+    """The options as --resume takes them up; a password is not kept."""
+    kept = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in _OF_A_PROCESS}
+    return {**kept, "objective": options.objective.model_dump(), "optuna_storage": storage.shown(url)}
+
+
+def options_of(kind: type["Options"], words: Sequence[str], name: str) -> "Options":
+    """The options of a search that goes on.
+
+    Args:
+        kind: tune.search.Options.
+        words: of the command line.
+        name: that --resume gives.
+
+    Raises:
+        SystemExit: 2, after one line on stderr: there is no such search, or what is given beside --resume would change
+            what is searched.
+    """
+    with command_line.one_line_errors(status=2):
+        for option in ("--recipe", "--budget", "--name"):
+            if command_line.value_of(words, option):
+                raise ValueError(f"{option} does not go with --resume: the search goes on with what it began with")
+        kept = session.kept_storage(command_line.value_of(words, "--storage"))
+        record = RunFolder(kept, name, "search").record()
+        told = dict(record.resources)
+        if storage.hides_password(told["optuna_storage"]):
+            told["optuna_storage"] = ""
+        told |= {"objective": Objective.model_validate(told["objective"]), "space": tuple(told["space"])}
+        before = kind(record.config, **told)
+        options = command_line.parse(kind, words, default=before)
+        changed = differences(record.config, options.config)
+        changed += [
+            f"{name} is {getattr(options, name)}, was {getattr(before, name)}"
+            for name in _MUST_STAY
+            if getattr(options, name) != getattr(before, name)
+        ]
+        if changed:
+            raise ValueError(f"resume: a search goes on with the settings that it began with, but {'; '.join(changed)}")
+    return options
