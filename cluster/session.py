@@ -173,11 +173,12 @@ def submitted() -> bool:
     return _JOB in os.environ
 
 
-def kept_storage(given: str) -> str:
+def kept_storage(given: str, *, writes: bool = True) -> str:
     """The storage of a program whose results must last: the one given, else runs/ray.
 
     Args:
         given: by option; empty when it is not.
+        writes: False where MLflow alone keeps what the program leaves.
 
     Raises:
         ValueError: in a job, where no storage or a relative one is given, or MLflow's is not in the environment: what
@@ -186,7 +187,7 @@ def kept_storage(given: str) -> str:
     if not submitted():
         return local_path(given or storage())
     missing = []
-    if not ("://" in given or Path(given).is_absolute()):
+    if writes and not ("://" in given or Path(given).is_absolute()):
         missing.append("--storage with a URI or an absolute path that every node sees")
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         missing.append(
@@ -195,7 +196,7 @@ def kept_storage(given: str) -> str:
         )
     if missing:
         raise ValueError(f"in a job runs/ lies in a folder that Ray throws away: give {' and '.join(missing)}")
-    return local_path(given)
+    return local_path(given or storage())
 
 
 def local_path(text: str) -> str:

@@ -35,7 +35,7 @@ def model_card(name: str, model: Checkpoint, tested: Tested, baseline: Tested | 
         ["## Classes that fare worst", *_worst(model, tested)],
         ["## Limits", *_limits(model, tested)],
     ]
-    return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
+    return "\n\n".join("\n".join(lines).strip() for lines in parts) + "\n"
 
 
 def _what(model: Checkpoint) -> Iterable[str]:
@@ -63,7 +63,7 @@ def _trained_on(model: Checkpoint, tested: Tested) -> Iterable[str]:
     )
     epoch = model.info.get("epoch")
     which = f", the weights are those of epoch {epoch}, the best on val" if epoch else ""
-    yield f"{train.epochs} epochs, seed {train.seed}{which}."
+    yield f"Epochs {train.epochs}, seed {train.seed}{which}."
     if data.train_on_val:
         yield f"After its settings were chosen on val, {data.train_on_val:.0%} of the val classes joined train."
 

@@ -197,8 +197,12 @@ class Options:
 
     @property
     def place(self) -> str:
-        """Storage, as an absolute path or a URI."""
-        return session.local_path(self.storage or session.storage())
+        """Storage, as an absolute path or a URI.
+
+        Raises:
+            ValueError: in a Ray job, what would be written there, or to MLflow, would be lost.
+        """
+        return session.kept_storage(self.storage, writes=bool(self.retrain))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -206,8 +210,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = command_line.read(Options, sys.argv[1:] if argv is None else argv)
     with command_line.one_line_errors(status=2):
         _check(options)
+        place = options.place
     with command_line.one_line_errors():
-        store = Store.open(options.place if options.storage else "")
+        store = Store.open(place if options.storage else "")
         with one_line(store.uri):
             if options.rollback:
                 left, now = registry.rollback(options.model_name)

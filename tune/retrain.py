@@ -15,6 +15,7 @@ from cluster.worker import Job, tracked
 from dml import loop
 from dml.config import Config
 from dml.data import datasets
+from dml.data.imageset import digest
 from tune.objective import Outcome
 
 
@@ -23,7 +24,7 @@ class Place:
     """Where a last training runs and is kept.
 
     Attributes:
-        name: of the search or promotion that it belongs to; an interrupted training of this name goes on.
+        name: of the search or promotion that it belongs to; an interrupted training of it goes on.
         resources: what it trains with.
         storage: absolute path or URI.
         store: the MLflow store.
@@ -106,7 +107,7 @@ def both(
 def run(
     config: Config, side: str, place: Place, *, init: Mapping[str, Tensor] | None = None, init_from: str = ""
 ) -> Retrained:
-    """Trains, or goes on, and keeps the best epoch's checkpoint.
+    """Trains, or goes on, and keeps the best epoch's checkpoint; what has ended is not trained again.
 
     Args:
         config: of `changed`.
@@ -119,19 +120,21 @@ def run(
         TrainingError: it cannot go on; the message carries a rank and its error.
         TrackingError: the server does not answer, or refuses.
     """
+    # By its settings: a search that went on may have another winner than the one that was trained before.
+    folder = f"{place.name}-retrained-{side}-{digest(config.model_dump_json())[:8]}"
     job = Job(
         config,
         f"retrained {side}",
         place.store,
         parent=place.parent,
-        key=f"{place.name}/retrained {side}",
+        key=folder,
         tags={"kind": "retrained"},
         init=init,
         init_from=init_from,
     )
     with tracked(job, patience=0) as job:
         assert job.run is not None
-        trained = train.fit(job, place.resources, RunFolder(place.storage, f"{place.name}-retrained-{side}"))
+        trained = train.fit(job, place.resources, RunFolder(place.storage, folder))
         measure.keep_best(job.run, trained.checkpoint, place.resources, figures=False)
     metrics = {name: value for name, value in trained.metrics.items() if isinstance(value, float | int)}
     return Retrained(trained.checkpoint, job.run.run_id, metrics)

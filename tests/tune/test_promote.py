@@ -15,6 +15,8 @@ import torch
 from mlflow import MlflowClient
 
 from cluster import registry
+from cluster.session import Resources
+from cluster.tracking import Store
 from dml import checkpoint, evaluate
 from dml.data import datasets
 from dml.metrics.operating_points import OperatingPoint
@@ -191,6 +193,20 @@ def test_what_cannot_be_compared_is_registered_but_not_promoted(
     assert last_of("digits") == 2
 
 
+def test_in_a_job_nothing_is_left_where_ray_throws_it_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for words, needs_storage in ((["--rollback"], False), (["x", "--retrain", "0.5"], True)):
+        with pytest.raises(SystemExit) as stop:
+            promote.main(words)
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert "MLFLOW_TRACKING_URI in the job's environment" in error
+        assert ("--storage with" in error) == needs_storage
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -299,6 +315,11 @@ def test_a_search_that_ends_with_a_last_training_on_most_of_val(here: Path, caps
     assert points[0]["negatives"] == negatives, "thresholds are set on the classes that are left"
     run = MlflowClient().get_run(champion.run_id)
     assert (run.data.tags["kind"], run.data.tags["mlflow.parentRunId"]) == ("retrained", left.run_id)
+
+    place = retrain.Place("last", Resources(), str(here / "runs" / "ray"), Store.open(), left.run_id)
+    again = retrain.run(model.config, "winner", place)
+    assert (again.run_id, again.metrics["best/score"]) == (champion.run_id, model.info["report"]["best/score"])
+    assert checkpoint.load(again.checkpoint).info == model.info, "what has ended is not trained again"
 
     # The model of the search and the retrained one meet on the two classes that neither was trained on.
     assert promote.main([left.trials[1], "--model-name", "last"]) == 0
