@@ -116,7 +116,7 @@ class StudySearch(OptunaSearch):
         """The parameters of the next trial."""
         if trial_id not in self._ot_trials:
             if self.given_up:
-                return Searcher.FINISHED
+                return None if self._ot_trials else Searcher.FINISHED  # those that still run may show otherwise
             if self._lost:
                 self._ot_trials[trial_id] = self._lost.pop(0)
             else:

@@ -141,10 +141,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         study = Study(name, config, taken, kept, store, parent.run_id)
         with parent.closing() as record:
             outcomes = _search(options, study, space, url)
-            _check_done(outcomes, options, study, _trials(options, space))
+            if any(outcome.state == "unfinished" for outcome in outcomes):
+                _stop(outcomes, options, study)
             findings = _findings(options, outcomes, study, space, url, toy=splits.toy)
             if not findings.finished:
                 _publish(findings, study, record)
+            _check_done(outcomes, options, study, _trials(options, space))
             chosen = winner(outcomes, options.objective.tolerance, options.objective.mode)
             with one_line(store.uri):
                 _finish(options, findings, chosen, study, record)
@@ -236,9 +238,7 @@ def _bench(options: Options, study: Study, trials: int, *, done: int = 0) -> Ben
 
 
 def _check_done(outcomes: Sequence[Outcome], options: Options, study: Study, trials: int) -> None:
-    """Goes no further after Ctrl-C, nor where nothing but failures is to be expected."""
-    if any(outcome.state == "unfinished" for outcome in outcomes):
-        _stop(outcomes, options, study)
+    """Goes no further where nothing but failures is to be expected, nor where Ctrl-C came between two trials."""
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if 0 < options.give_up_after <= len(failed) == len(outcomes):
         raise ValueError(

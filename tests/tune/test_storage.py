@@ -132,8 +132,8 @@ def test_a_study_in_postgresql(
         study="far away",
         url=url,
     )
-    bench = Bench("far", str(tmp_path / "ray"), train, {"CPU": 1}, 2)
-    outcomes = bench.search(searcher, early_stopping.build("asha", recipe.train), 6)
+    bench = Bench(str(tmp_path / "ray"), train, {"CPU": 1}, 2)
+    outcomes = bench.search(searcher, early_stopping.build("asha", recipe.train))
     states = {outcome.number: outcome.state for outcome in outcomes}
     trials = optuna.load_study(study_name="far away", storage=url).trials
     told = {"finished": "COMPLETE", "pruned": "PRUNED"}
