@@ -73,10 +73,10 @@ def test_settings_are_changed_by_name() -> None:
 
 
 def test_switches_can_be_turned_off() -> None:
-    words = ["--recipe", "image_folder", "--encoder.no-pretrained", "--no-resume"]
-    options = command_line.parse(search.Options, words)
+    words = ["--recipe", "image_folder", "--encoder.no-pretrained", "--no-figures"]
+    options = command_line.parse(train.Options, words)
     assert options.config.encoder.pretrained is False
-    assert options.resume is False
+    assert options.figures is False
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
