@@ -38,7 +38,8 @@ def importance(findings: Findings) -> Panel:
 
     key, title, shares = "importance", "Importance of the parameters", findings.importances
     if not shares:
-        why = f"Not defined here: it takes {LEAST} finished trials with TCM on, and more than there are parameters."
+        least = f"at least {LEAST} finished trials with TCM on"
+        why = f"Not defined here: it takes {least}, and more than there are parameters."
         return Panel(key, title, why)
     first = next(iter(shares.values()))
     names = sorted(first, key=lambda name: -first[name])
