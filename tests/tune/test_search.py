@@ -98,6 +98,7 @@ def test_a_search_ends_with_a_champion(here: Path, capsys: pytest.CaptureFixture
     assert latest.overhead.later, "processes are reused between trials"
 
 
+@pytest.mark.slow
 def test_trials_over_two_workers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         search.main(
