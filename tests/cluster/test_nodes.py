@@ -1,6 +1,7 @@
 """Clusters of several nodes on this machine: nodes that go and come, and one that does not see the storage."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,12 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
-import ray
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from ray.cluster_utils import Cluster
-
-from cluster import shared_storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -138,26 +136,19 @@ def test_a_storage_that_a_node_does_not_see_is_refused(nodes: Cluster, tmp_path:
     nodes.add_node(num_cpus=1)
     storage = tmp_path / "storage"
     storage.mkdir()
-    ray.init(address=nodes.address, log_to_driver=False)
+    ray = f"{sys.executable} -m ray.scripts.scripts start --block --num-cpus 1 --address {nodes.address}"
+    blind = subprocess.Popen(["unshare", "-rm", "sh", "-c", f"mount -t tmpfs none {storage} && exec {ray}"])
     try:
-        shared_storage.check(str(storage))
-        join = (
-            f"mount -t tmpfs none {storage} && exec {sys.executable} -m ray.scripts.scripts start --block --num-cpus 1"
-        )
-        blind = subprocess.Popen(["unshare", "-rm", "sh", "-c", f"{join} --address {nodes.address}"])
-        try:
-            deadline = time.monotonic() + 60
-            while len([node for node in ray.nodes() if node["Alive"]]) < 3:
-                assert time.monotonic() < deadline, "the node did not join"
-                time.sleep(0.5)
-            with pytest.raises(
-                ValueError, match=f"checkpoints go to {storage}, but nodes .* do not see it; give --stor"
-            ):
-                shared_storage.check(str(storage))
-            assert list(storage.iterdir()) == [], "nothing is left there"
-        finally:
-            for process in [*psutil.Process(blind.pid).children(recursive=True), psutil.Process(blind.pid)]:
-                process.kill()
-            blind.wait()
+        deadline = time.monotonic() + 60
+        while sum(node["Alive"] for node in nodes.global_state.node_table()) < 3:
+            assert time.monotonic() < deadline, "the node did not join"
+            time.sleep(0.5)
+        driver = start(tmp_path, nodes, "--workers", "2", "--storage", str(storage))
+        said, _ = driver.communicate(timeout=200)
     finally:
-        ray.shutdown()
+        for process in [*psutil.Process(blind.pid).children(recursive=True), psutil.Process(blind.pid)]:
+            process.kill()
+        blind.wait()
+    assert driver.returncode == 1
+    assert re.search(f"checkpoints go to {storage}, but nodes .* do not see it; give --storage a path", said)
+    assert list(storage.iterdir()) == [], "nothing is left there"

@@ -43,6 +43,13 @@ class Tab:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
+    def until(self, expression: str, value: Any) -> None:
+        """Waits until an expression is worth this."""
+        end = time.monotonic() + 60
+        while (found := self.evaluate(expression)) != value:
+            assert time.monotonic() < end, f"{expression} is {found!r}, not {value!r}"
+            time.sleep(0.05)
+
     def open(self, path: Path, *, width: int, dark: bool = False) -> None:
         """Opens a file in a window of this width, once its figures are drawn."""
         self.call(

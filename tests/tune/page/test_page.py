@@ -152,8 +152,7 @@ def test_figures_follow_the_browser_from_day_to_night(tab: Tab, pages: dict[str,
     tab.open(path, width=1000)
     assert (tab.evaluate(ink), tab.evaluate(page)) == ("rgb(31, 41, 51)", "rgb(255, 255, 255)")
     tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
-    tab.evaluate("new Promise(requestAnimationFrame)")
-    assert (tab.evaluate(ink), tab.evaluate(page)) == ("rgb(230, 235, 240)", "rgb(18, 24, 30)")
+    tab.until(f"[{ink}, {page}]", ["rgb(230, 235, 240)", "rgb(18, 24, 30)"])
 
 
 @pytest.mark.slow
