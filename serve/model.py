@@ -15,6 +15,7 @@ from torch import Tensor
 from cluster import registry
 from dml import checkpoint
 from dml.data import images
+from serve.calibration import Calibration
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Embedder(Protocol):
     dim: int
     image_size: int
     created: int
+    calibration: Calibration | None
 
     def decode(self, data: bytes) -> Tensor:
         """An image file as the float32 (channels, S, S) that `embed` takes; raises ImageError when it is none."""
@@ -64,6 +66,7 @@ class CheckpointEmbedder:
         self.version = version
         self.dim = loaded.config.encoder.dim
         self.image_size = loaded.config.data.image_size
+        self.calibration = Calibration.read(folder / registry.OPERATING_POINTS)
         self.created = int((folder / "encoder.safetensors").stat().st_mtime)
         self._data = loaded.config.data
         self._device = device
