@@ -97,9 +97,10 @@ BOMBS: dict[str, bytes] = {
     "gif, a large screen": b"GIF89a\xff\xff\xff\xff\x80\x00\x00" + b"\0" * 6 + b",\0\0\0\0\xff\xff\xff\xff\0\x02\0;",
     "bmp, a large header": b"BM" + bytes(12) + (40).to_bytes(4, "little") + (60000).to_bytes(4, "little") * 2
     + b"\x01\0\x18\0" + bytes(24),
-    "jpeg, 65535 pixels a side": b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03\x01\x11\0\x02\x11\0\x03\x11\0\xff\xd9",
-    "tiff, a large header": b"II*\0\x08\0\0\0\x02\0\x00\x01\x04\0\x01\0\0\0\xff\xff\xff\x7f\x01\x01\x04\0\x01\0\0\0\xff\xff\xff\x7f"
-    + bytes(4),
+    "jpeg, 65535 pixels a side": b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff"
+    + b"\x03\x01\x11\0\x02\x11\0\x03\x11\0\xff\xd9",
+    "tiff, a large header": b"II*\0\x08\0\0\0\x02\0"
+    + b"\x00\x01\x04\0\x01\0\0\0\xff\xff\xff\x7f" + b"\x01\x01\x04\0\x01\0\0\0\xff\xff\xff\x7f" + bytes(4),
     "ppm, a large header": b"P6 99999 99999 255\n",
 }  # fmt: skip
 
@@ -156,7 +157,7 @@ def zipped() -> bytes:
         ("a zip archive", zipped()),
         ("a pickle", b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94\x8c\x06system\x94\x93\x94."),
         ("a list of files of ImageMagick", b"push graphic-context\nimage over 0,0 0,0 '|id'\npop graphic-context\n"),
-        ("an icon of an icon", b"\0\0\1\0\1\0" + b"\x08\x08\0\0\1\0\x20\0" + (22).to_bytes(4, "little") * 2 + b"\0" * 30),
+        ("an icon of nothing", b"\0\0\1\0\1\0\x08\x08\0\0\1\0\x20\0" + (22).to_bytes(4, "little") * 2 + bytes(30)),
         ("spaces before a picture", b" " * 10 + png()),
         ("a png of no size", b"\x89PNG\r\n\x1a\n" + header_of(0, 0) + chunk(b"IEND", b"")),
         ("a png without pixels", b"\x89PNG\r\n\x1a\n" + header_of(8, 8) + chunk(b"IEND", b"")),

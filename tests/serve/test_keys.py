@@ -87,8 +87,6 @@ def test_without_keys_only_this_machine_is_served(
     app.check(app.Options(host=host))
 
 
-@pytest.mark.parametrize(
-    ("host", "is_it"), [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True)]
-)
-def test_this_machine(host: str, is_it: bool) -> None:
-    assert keys.is_loopback(host) is is_it
+def test_this_machine() -> None:
+    assert all(map(keys.is_loopback, ["127.0.0.1", "127.9.9.9", "::1", "localhost"]))
+    assert not any(map(keys.is_loopback, ["", "0.0.0.0", "::", "10.0.0.1", "localhost.example.org"]))
