@@ -78,7 +78,8 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = access.Record(scope["method"], scope["path"])
+        # Without the prefix of a Serve application that is not the only one.
+        record = access.Record(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")))
         with access.noted(record, all_answers=not self.proxy):
             try:
                 await self._guarded(_without(scope), receive, send, record)
