@@ -28,6 +28,7 @@ class Sleeping:
     batch = BATCH
 
     def embed(self, inputs: Sequence[Any]) -> Any:
+        """Takes its time."""
         time.sleep(0.005 + 0.002 * len(inputs))
         return np.zeros((len(inputs), 4), np.float32)
 
@@ -42,19 +43,23 @@ class Asked:
         self.batcher.start()
 
     async def ours(self) -> None:
+        """By what is waiting when the model is free."""
         await self.batcher.embed(self.model, [torch.zeros(1)])  # type: ignore[arg-type]
 
     @ray.serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0)
     async def at_once(self, items: list[int]) -> list[int]:
+        """By what is there at once."""
         await asyncio.to_thread(self.model.embed, items)
         return items
 
     @ray.serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0.005)
     async def waiting(self, items: list[int]) -> list[int]:
+        """By the clock."""
         await asyncio.to_thread(self.model.embed, items)
         return items
 
     async def measure(self, kind: str, callers: int, seconds: float) -> tuple[float, float]:
+        """Median milliseconds of a call, and calls a second."""
         one: dict[str, Callable[[], Awaitable[Any]]] = {
             "ours": self.ours,
             "wait 0": lambda: self.at_once(1),
