@@ -76,7 +76,8 @@ def measure(name: str, folder: str, kind: str, replicas: int, seconds: float) ->
         f"{name:22} {kind:5} x {replicas}: bare {before['rate']:.1f} {after['rate']:.1f} images/s (batch "
         f"{before['batch']}); {CONNECTIONS} x {IMAGES} {many['rate']:.1f} ({many['rate'] / best:.2f}); "
         f"{CONNECTIONS} x 1 {single['rate']:.1f} ({single['rate'] / best:.2f}); "
-        f"1 x 1 p50 {alone['p50']:.1f} ms, {added:+.1f} beyond the model; at 70 % p50 {busy['p50']:.0f} p99 {busy['p99']:.0f} ms ({busy['p99'] / busy['p50']:.1f} x); "
+        f"1 x 1 p50 {alone['p50']:.1f} ms, {added:+.1f} beyond the model; "
+        f"at 70 % p50 {busy['p50']:.0f} p99 {busy['p99']:.0f} ms ({busy['p99'] / busy['p50']:.1f} x); "
         f"refused {sum(each['refused'] for each in (many, single, alone, busy))}",
         flush=True,
     )

@@ -40,6 +40,8 @@ class Batcher:
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._stopping = False
+        self.failures = 0
+        """Forward passes that have failed since the last one that did not."""
         self._thread = threading.Thread(target=self._run, name="embed", daemon=True)
 
     def start(self) -> None:
@@ -73,9 +75,11 @@ class Batcher:
             try:
                 embeddings_BD = jobs[0].model.embed(inputs)
             except Exception as error:  # whatever torch raises goes to those who asked
+                self.failures += 1
                 for job in jobs:
                     job.done.set_exception(error)
                 continue
+            self.failures = 0
             start = 0
             for job in jobs:
                 job.done.set_result(embeddings_BD[start : start + len(job.inputs)])

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from dml.metrics.operating_points import OperatingPoint
 from serve import api
 from serve.calibration import Calibration
+from serve.engine import FAILURES
 from serve.limits import Limits
 from tests.serve.pictures import Held, MeanColour, data_uri, noise, png
 
@@ -276,3 +277,17 @@ def test_a_failing_model_is_a_500_without_a_trace() -> None:
         answer = client.post("/v1/embeddings", json={"input": RED})
         assert answer.status_code == 500
         assert "secret" not in json.dumps(error(answer))
+
+
+def test_a_replica_whose_model_fails_again_and_again_is_unwell() -> None:
+    class Broken(MeanColour):
+        def embed(self, inputs: Any) -> Any:
+            raise RuntimeError("the device is lost")
+
+    app = api.build(Held(Broken()), LIMITS)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        for _ in range(FAILURES):
+            app.state.engine.check()
+            assert client.post("/v1/embeddings", json={"input": RED}).status_code == 500
+        with pytest.raises(RuntimeError, match="failed 5 times in a row"):
+            app.state.engine.check()

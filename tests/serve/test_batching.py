@@ -90,7 +90,7 @@ def test_an_error_goes_to_its_batch_and_no_further(batcher: Batcher) -> None:
     answers = asyncio.run(run(batcher, [(model, [-1.0]), (model, [1.0])]))
     assert isinstance(answers[0], RuntimeError)
     assert rows(answers[1:]) == [[1]]
-    assert batcher.alive
+    assert (batcher.alive, batcher.failures) == (True, 0)
     batcher.stop()
     assert not batcher.alive
 
