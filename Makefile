@@ -2,11 +2,15 @@
 
 PYTHON ?= python3
 FAISS ?= cpu
+TARGET ?= gpu
+IMAGE ?= onethreshold
+# The project's version and Ray's, as the manifests say it.
+TAG = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)-ray$(shell sed -n 's/^ray==//p' constraints.txt)
 BIN := .venv/bin
 ENV := .venv/installed-$(FAISS)
 
 .DEFAULT_GOAL := help
-.PHONY: help search serve ui test test-slow check format bench lock clean
+.PHONY: help search serve ui test test-slow check format bench image lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,11 +44,17 @@ format: $(ENV) ## Mend what ruff can mend
 bench: $(ENV) ## Run the benchmarks; each prints a table
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 
+image: ## Build the image of k8s/ with Docker; TARGET=cpu for a cluster without GPUs, IMAGE=registry/name for yours
+	docker build --target $(TARGET) --tag $(IMAGE):$(TAG) .
+
 lock: ## Remake constraints.txt from the newest releases that pyproject.toml allows
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet '.[cpu,test,dev]'
-	{ echo '# The exact set that was tested. Remade by `make lock`.'; \
-	  .venv-lock/bin/python -m pip freeze --exclude onethreshold; } > constraints.txt
+	.venv-lock/bin/python -m pip freeze --exclude onethreshold > .venv-lock/all
+	@# faiss-cpu and faiss-gpu share one folder: what only a machine with GPUs has is added after.
+	.venv-lock/bin/python -m pip install --quiet --constraint .venv-lock/all '.[gpu]'
+	.venv-lock/bin/python -m pip freeze --exclude onethreshold >> .venv-lock/all
+	{ echo '# The exact set that was tested. Remade by `make lock`.'; sort --ignore-case --unique .venv-lock/all; } > constraints.txt
 	rm -rf .venv-lock build *.egg-info
 
 clean: ## Remove the environment, caches and everything under runs/

@@ -84,6 +84,13 @@ def value_of(argv: Sequence[str], option: str) -> str:
         return _take(list(argv), option, "")
 
 
+def without(argv: Sequence[str], option: str) -> list[str]:
+    """The words without one option and its value."""
+    words = list(argv)
+    _take(words, option, "")
+    return words
+
+
 def preflight(config: Config) -> datasets.Splits:
     """Loads the data and refuses what cannot be trained on, before any Ray is started.
 

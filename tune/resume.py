@@ -14,7 +14,42 @@ if TYPE_CHECKING:
     from tune.search import Options
 
 _MUST_STAY = ("objective", "space", "grid_points")
-_OF_A_PROCESS = ("config", "resume", "name", "storage")
+_OF_A_PROCESS = ("config", "resume", "go_on", "name", "storage")
+
+
+def words_of(words: Sequence[str]) -> list[str]:
+    """The words of a command line, of which --name NAME --go-on becomes --resume NAME if that search was begun.
+
+    Args:
+        words: of the command line.
+
+    Raises:
+        SystemExit: 2, after one line on stderr: --go-on without --name, or beside --resume.
+    """
+    meant = list(words)
+    if "--go-on" not in meant:
+        return meant
+    with command_line.one_line_errors(status=2):
+        name = command_line.value_of(meant, "--name")
+        if not name or command_line.value_of(meant, "--resume"):
+            raise ValueError("--go-on goes with --name, which says what to go on with, and without --resume")
+        kept = session.kept_storage(command_line.value_of(meant, "--storage"))
+        if not RunFolder(kept, command_line.run_name(name, ""), "search").begun:
+            return meant
+    for option in ("--name", "--recipe", "--budget"):  # what it began with is known, and --resume refuses them
+        meant = command_line.without(meant, option)
+    return [*meant, "--resume", name]
+
+
+def is_done(options: "Options", kept: str) -> bool:
+    """Whether a search that is resumed has ended with as many trials as it is to have.
+
+    Args:
+        options: of the search.
+        kept: `cluster.session.kept_storage`.
+    """
+    ended = RunFolder(kept, options.resume, "search").ended() if options.resume else None
+    return ended is not None and bool(ended["trials"] >= options.trials)
 
 
 def place(options: "Options", kept: str, url: str) -> RunFolder:
@@ -40,9 +75,9 @@ def place(options: "Options", kept: str, url: str) -> RunFolder:
             f"resume: the study of {folder.name} is in {before}, not in {storage.shown(url)}; give --optuna-storage, "
             f"or {storage.VARIABLE} in the environment"
         )
-    ended = folder.ended()
-    if ended is not None and ended["trials"] >= options.trials:
-        raise ValueError(f"resume: {folder.name} has ended, with {ended['trials']} trials; --trials can make it more")
+    if is_done(options, kept):
+        ended = (folder.ended() or {})["trials"]
+        raise ValueError(f"resume: {folder.name} has ended, with {ended} trials; --trials can make it more")
     return folder
 
 

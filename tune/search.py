@@ -97,6 +97,9 @@ class Options:
     resume: str = ""
     """Name of a search that was interrupted and goes on, with its own settings; --trials may be more, and what trials
     take of the cluster another."""
+    go_on: bool = False
+    """With --name: goes on with the search of this name if it was begun, begins it if not, and has nothing to do if it
+    has ended. The command of a job that is tried again."""
     give_up_after: int = 3
     """Stops the search when so many of its first trials have all failed; 0 goes on whatever fails."""
     storage: str = ""
@@ -111,7 +114,7 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     began = time.perf_counter()
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = resume.words_of(sys.argv[1:] if argv is None else argv)
     resumed = command_line.value_of(words, "--resume")
     options = (
         resume.options_of(Options, words, resumed) if resumed else command_line.parse(Options, words, budget="short")
@@ -122,6 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         space = Space.of(options.space, config, flat=options.sampler in sampler.FLAT)
         kept = session.kept_storage(options.storage)
         url = storage.url(options.optuna_storage, kept)
+        if options.go_on and resume.is_done(options, kept):
+            print(f"search {options.resume} has ended, with its {options.trials} trials: nothing is left to do")
+            return 0
         folder = resume.place(options, kept, url)
         name = folder.name
     splits = command_line.preflight(config)

@@ -74,17 +74,16 @@ class Manifests:
             spec = each["spec"]
             for step in CLUSTERS[each["kind"]]:
                 spec = spec[step]
-            yield f"{each['kind']}/{each['metadata']['name']}", spec
+            yield named(each), spec
 
     def pods(self) -> list[Pod]:
-        found = []
-        for each in self.of("Job", "Deployment", "StatefulSet"):
-            found.append(_pod(f"{each['kind']}/{each['metadata']['name']}", each["spec"]["template"]))
+        workloads = self.of("Job", "Deployment", "StatefulSet")
+        found = [_pod(named(each), each["spec"]["template"]) for each in workloads]
         for name, cluster in self.clusters():
             found += _ray_pods(name, cluster)
         for each in self.of("RayJob"):
             if "submitterPodTemplate" in each["spec"]:
-                found.append(_pod(f"RayJob/{each['metadata']['name']} submitter", each["spec"]["submitterPodTemplate"]))
+                found.append(_pod(f"{named(each)} submitter", each["spec"]["submitterPodTemplate"]))
         return found
 
 
@@ -102,6 +101,25 @@ def text_of(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for each in value:
             yield from text_of(each)
+
+
+def ports_of(pod: Pod) -> dict[Any, int]:
+    """Its ports by their names and by their numbers."""
+    ports = [port for container in pod.containers for port in container.get("ports", ())]
+    found: dict[Any, int] = {port["containerPort"]: port["containerPort"] for port in ports}
+    return found | {port["name"]: port["containerPort"] for port in ports if "name" in port}
+
+
+def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    """Whether a label selector selects these labels."""
+    if any(labels.get(key) != value for key, value in selector.get("matchLabels", {}).items()):
+        return False
+    for each in selector.get("matchExpressions", ()):
+        value, values = labels.get(each["key"]), each.get("values", ())
+        fits = {"In": value in values, "NotIn": value not in values, "Exists": value is not None}
+        if not fits.get(each["operator"], value is None):
+            return False
+    return True
 
 
 def _pod(name: str, template: Mapping[str, Any]) -> Pod:

@@ -58,7 +58,7 @@ FIELDS: dict[str, dict[Any, Any]] = {
         "rayClusterConfig": CLUSTER,
     },
 }
-"""The fields of KubeRay 1.7 that the manifests use, with their types: another one is a typing error, or belongs here."""
+"""The fields of KubeRay 1.7 that the manifests use, with their types: another is a typing error, or belongs here."""
 API = {"RayCluster": "ray.io/v1", "RayJob": "ray.io/v1", "RayService": "ray.io/v1"}
 REQUIRED = {"RayCluster": ("headGroupSpec",), "RayJob": ("entrypoint",), "RayService": ("rayClusterConfig",)}
 

@@ -71,3 +71,25 @@ def test_what_would_be_another_search_is_refused(
         search.main(words)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_job_that_is_tried_again_begins_a_search_once_and_then_goes_on(
+    begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--recipe", "digits", "--budget", "short", "--trials", "6", "--go-on", "--name"]
+    assert resume.words_of([*words, "spring"]) == [*words, "spring"], "there is none: it is begun"
+    assert resume.words_of([*words, "autumn"]) == ["--trials", "6", "--go-on", "--resume", "autumn"]
+    options = resume.options_of(Options, resume.words_of([*words, "autumn"]), "autumn")
+    assert (options.resume, options.trials, options.config.train.epochs) == ("autumn", 6, 5)
+
+    RunFolder(str(begun / "runs" / "ray"), "autumn", "search").end({"trials": 6})
+    assert search.main([*words, "autumn"]) == 0
+    assert "search autumn has ended, with its 6 trials: nothing is left to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--go-on"], ["--go-on", "--resume", "autumn"]])
+def test_going_on_needs_a_name(begun: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        search.main(words)
+    assert stop.value.code == 2
+    assert "--go-on goes with --name" in capsys.readouterr().err
