@@ -1,0 +1,361 @@
+"""Whether what the service stands on can be reached, and what to mend: `python -m cluster.doctor`.
+
+Asks Ray, MLflow, the artifact store, the database, the shared storage and the GPUs, as a pod or a laptop sees them: by
+the variables that the other programs read too. It leaves nothing behind but one deleted MLflow run.
+"""
+
+import os
+import platform
+import re
+import socket
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster import command_line, session, shared_storage, tracking
+from cluster.delivery import client_of, without_password
+from cluster.tracking import TrackingError
+
+PACKAGES = ("onethreshold", "ray", "torch", "mlflow", "optuna")
+DATABASE = "ONETHRESHOLD_OPTUNA_STORAGE"
+"""The variable by which tune.search finds its database."""
+TIMEOUT = 30.0
+"""Seconds that each of them has to answer."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Asks Ray, MLflow, the artifacts, the database, the shared storage and the GPUs, and says what to mend.
+
+    Where they are is read from the environment, as by the other programs: RAY_ADDRESS, MLFLOW_TRACKING_URI,
+    ONETHRESHOLD_OPTUNA_STORAGE. Ends with status 1 when something must be mended.
+    """
+
+    storage: str = ""
+    """Where checkpoints are to go: a path that every node sees, or a URI."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one question found.
+
+    Attributes:
+        about: what was asked.
+        state: ok; note, which may be as it should; fault.
+        said: what it is, or what is wrong.
+        mend: of a fault, what to do.
+    """
+
+    about: str
+    state: Literal["ok", "note", "fault"]
+    said: str
+    mend: str = ""
+
+
+def examine(storage: str = "") -> Iterator[Finding]:
+    """Asks one after the other, none of them for longer than a minute.
+
+    Args:
+        storage: path or URI that checkpoints are to go to; empty asks nothing of it.
+    """
+    yield Finding("versions", "ok", _shown(versions()))
+    joined = False
+    for finding in ray_cluster():
+        joined = joined or (finding.about == "ray" and finding.state == "ok")
+        yield finding
+    yield from gpus() if joined else ()
+    yield from mlflow()
+    yield database(os.environ.get(DATABASE, ""))
+    yield shared(storage, joined=joined)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that must be the same everywhere."""
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package).partition("+")[0]  # +cpu and +cu130 are one release
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+def ray_cluster() -> Iterator[Finding]:
+    """Joins the cluster at RAY_ADDRESS and asks every node for its versions."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not address and not ray.is_initialized():
+        yield Finding("ray", "note", "RAY_ADDRESS is not set: work runs on this machine alone")
+        return
+    found = re.fullmatch(r"(?:ray://)?([\w.-]+):(\d+)", address)
+    if found and not ray.is_initialized() and (refused := _refused(found[1], int(found[2]))):
+        mend = "is the head up, the name right, and does a NetworkPolicy let this pod reach it?"
+        yield Finding("ray", "fault", f"{address}: {refused}", mend)
+        return
+    try:
+        session.connect()
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+    except Exception as error:  # Ray raises what it likes
+        yield Finding("ray", "fault", f"{address}: {_line(error)}", _mend_ray(str(error)))
+        return
+    total = ray.cluster_resources()
+    yield Finding("ray", "ok", f"{len(nodes)} nodes, {total.get('CPU', 0):g} CPU, {total.get('GPU', 0):g} GPU")
+    yield _agreement(nodes)
+
+
+def gpus() -> Iterator[Finding]:
+    """Computes something on a GPU of each node that has any."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) > 0]
+    if not nodes:
+        yield Finding("gpus", "note", "none in the cluster now; an autoscaler brings them when a job asks")
+    asked = {_on(node, _computes, num_gpus=0.01): node["NodeManagerAddress"] for node in nodes}
+    for address, answer in _answers(asked):
+        if answer is None:
+            yield Finding("gpus", "note", f"{address}: no answer, its GPUs are taken")
+        elif isinstance(answer, Exception):
+            mend = (
+                "does the node's driver fit torch's CUDA, and is the image the one with GPUs (make image TARGET=gpu)?"
+            )
+            yield Finding("gpus", "fault", f"{address}: {_line(answer)}", mend)
+        else:
+            yield Finding("gpus", "ok", f"{address}: {answer}")
+
+
+def mlflow() -> Iterator[Finding]:
+    """The server's health, version and rights, then an artifact there and back."""
+    uri = tracking.connect()
+    shown = without_password(uri)
+    if uri.startswith(("http://", "https://")):
+        try:
+            theirs = _get(f"{uri}/version")
+        except OSError as error:
+            mend = "is MLFLOW_TRACKING_URI right, the server up, and does a NetworkPolicy let this pod reach it?"
+            yield Finding("mlflow", "fault", f"{shown}: {_line(error)}", mend)
+            return
+        if theirs != versions()["mlflow"]:
+            mend = "run the server from the image that the pods run"
+            yield Finding("mlflow", "fault", f"{shown} is {theirs}, here it is {versions()['mlflow']}", mend)
+            return
+    try:
+        with tracking.one_line(uri):
+            client_of(uri).search_experiments(max_results=1)
+    except TrackingError as error:
+        yield Finding("mlflow", "fault", str(error), _mend_mlflow(str(error)))
+        return
+    yield Finding("mlflow", "ok", shown)
+    yield _artifacts(uri)
+
+
+def database(url: str) -> Finding:
+    """Opens the database of Optuna's studies.
+
+    Args:
+        url: as ONETHRESHOLD_OPTUNA_STORAGE has it; empty asks nothing.
+    """
+    if not url:
+        return Finding("database", "note", f"{DATABASE} is not set: studies go to SQLite on this machine")
+    import sqlalchemy
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):  # its message would show a password
+        return Finding("database", "fault", f"{DATABASE} is no URL of a database", "postgresql://user@host/database")
+    if parsed.drivername in ("postgres", "postgresql"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    shown = parsed.render_as_string(hide_password=True)
+    arguments = {"connect_timeout": int(TIMEOUT)} if parsed.drivername.startswith("postgresql") else {}
+    try:
+        engine = sqlalchemy.create_engine(parsed, connect_args=arguments)
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text("SELECT 1"))
+            release = ".".join(map(str, connection.dialect.server_version_info or ()))
+        engine.dispose()
+    except ImportError as error:
+        return Finding("database", "fault", f"{shown}: {error}", "pip install 'psycopg[binary]'")
+    except SQLAlchemyError as error:
+        reason = _line(getattr(error, "orig", None) or error)
+        return Finding("database", "fault", f"{shown}: {reason}", _mend_database(reason))
+    return Finding("database", "ok", f"{shown} ({parsed.get_backend_name()} {release})")
+
+
+def shared(storage: str, *, joined: bool) -> Finding:
+    """Writes a file to the storage and, in a cluster, asks every node for it.
+
+    Args:
+        storage: absolute path or URI; empty asks nothing.
+        joined: whether Ray is connected.
+    """
+    if not storage:
+        return Finding("storage", "note", "--storage is not given: not asked")
+    import pyarrow
+    import pyarrow.fs
+
+    place = session.local_path(storage)
+    try:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(place)
+        filesystem.create_dir(path)
+        probe = f"{path}/.doctor-{uuid.uuid4().hex}"
+        with filesystem.open_output_stream(probe) as stream:
+            stream.write(b"seen")
+        filesystem.delete_file(probe)
+        if joined:
+            shared_storage.check(place)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        mend = "mount the same volume, writable for user 1000, in the head and in all workers"
+        return Finding("storage", "fault", f"{place}: {_line(error)}", mend)
+    return Finding("storage", "ok", f"{place}{', on every node' if joined else ''}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 1 when something must be mended."""
+    options = command_line.read(Options, sys.argv[1:] if argv is None else argv)
+    faults = 0
+    for finding in examine(options.storage):
+        faults += finding.state == "fault"
+        print(f"{finding.state:6}{finding.about:10}{finding.said}", flush=True)
+        if finding.mend:
+            print(f"{'':16}-> {finding.mend}", flush=True)
+    print(f"{faults or 'nothing'} to mend")
+    return 1 if faults else 0
+
+
+def _agreement(nodes: Sequence[Mapping[str, Any]]) -> Finding:
+    """Whether all nodes have the versions of this process."""
+    here = versions()
+    others = []
+    asked = {_on(node, _versions): node["NodeManagerAddress"] for node in nodes}
+    for address, answer in _answers(asked):
+        if not isinstance(answer, dict):
+            said = "no answer" if answer is None else _line(answer)
+            return Finding("nodes", "fault", f"{address}: {said}", "do its pods run, with the image of the others?")
+        others += [
+            f"{address} has {name} {answer[name]}, here {here[name]}" for name in here if answer[name] != here[name]
+        ]
+    if others:
+        return Finding("nodes", "fault", "; ".join(others), "give all pods, and this machine, the same image")
+    return Finding("nodes", "ok", "the same versions on all")
+
+
+def _artifacts(uri: str) -> Finding:
+    """An artifact of a run that is deleted at once."""
+    try:
+        store = tracking.Store.open()
+        client = client_of(uri)
+        with tracking.one_line(uri), tempfile.TemporaryDirectory() as folder:
+            run = client.create_run(store.experiment, run_name="doctor").info.run_id
+            try:
+                client.log_text(run, "seen", "doctor.txt")
+                with open(client.download_artifacts(run, "doctor.txt", folder)) as file:
+                    seen = file.read()
+            finally:
+                client.delete_run(run)
+    except (TrackingError, OSError) as error:
+        if "Permission denied" in str(error) and "403" in str(error):
+            return Finding("artifacts", "note", "this user of MLflow may only read: not written")
+        mend = "does the server run with --artifacts-destination, and may it write there?"
+        return Finding("artifacts", "fault", _line(error), mend)
+    if seen != "seen":
+        return Finding("artifacts", "fault", "what was written is not what was read", "look at the server's log")
+    return Finding("artifacts", "ok", "written and read")
+
+
+def _on(node: Mapping[str, Any], task: Any, **options: Any) -> Any:
+    """The task, on one node."""
+    here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return task.options(scheduling_strategy=here, **options).remote()
+
+
+def _answers(asked: Mapping[Any, str]) -> Iterator[tuple[str, Any]]:
+    """What each node answered; None for no answer in time, an exception for an error."""
+    if not asked:
+        return
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=TIMEOUT)
+    for task, address in asked.items():
+        try:
+            yield address, ray.get(task) if task in ready else None
+        except Exception as error:
+            yield address, error
+        if task not in ready:
+            ray.cancel(task)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _versions() -> dict[str, str]:
+    return versions()
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _computes() -> str:
+    import torch
+
+    one = torch.ones(2, 2, device="cuda")
+    if (one @ one).sum().item() != 8:
+        raise RuntimeError("2 x 2 is not 4 there")
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+
+
+def _refused(host: str, port: int) -> str:
+    """Why a port does not open; empty when it does."""
+    try:
+        with socket.create_connection((host, port), timeout=10):
+            return ""
+    except OSError as error:
+        return str(error)
+
+
+def _get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:  # noqa: S310  # the person's own address
+        return str(answer.read().decode(errors="replace").strip())
+
+
+def _shown(found: Mapping[str, str]) -> str:
+    return "  ".join(f"{name} {value}" for name, value in found.items())
+
+
+def _line(error: object) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if isinstance(error, ray.exceptions.RayError) else lines[0])[:300] if lines else repr(error)
+
+
+def _first(text: str, hints: Mapping[str, str], otherwise: str) -> str:
+    return next((hint for sign, hint in hints.items() if sign.lower() in text.lower()), otherwise)
+
+
+_MISSING_TOKEN = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN of the cluster (Secret ray, auth_token)"  # noqa: S105
+
+
+def _mend_ray(said: str) -> str:
+    hints = {"token": _MISSING_TOKEN, "auth": _MISSING_TOKEN, "version mismatch": "install the cluster's versions here"}
+    return _first(said, hints, "look at the head's log")
+
+
+def _mend_mlflow(said: str) -> str:
+    hosts = "list host:port as it is called here in the server's MLFLOW_SERVER_ALLOWED_HOSTS"
+    users = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of a user that the server knows (Secret mlflow)"
+    return _first(said, {"Invalid Host": hosts, "401": users, "not authenticated": users}, "look at the server's log")
+
+
+def _mend_database(said: str) -> str:
+    hints = {
+        "password": "PGPASSWORD, or the password in the URL, is not that user's (Secret postgres)",
+        "permission": "is it this user's database? ConfigMap postgres says who owns which",
+        "does not exist": "it is made when PostgreSQL's volume is new: CREATE DATABASE by hand on an older one",
+    }
+    return _first(said, hints, "is the server up, the name right, and does a NetworkPolicy let this pod reach it?")
+
+
+if __name__ == "__main__":
+    # From its full name: what travels to the nodes is found there too.
+    from cluster.doctor import main as run
+
+    raise SystemExit(run())

@@ -1,0 +1,201 @@
+"""Starts on this machine what the manifests start in pods: their commands and variables, with other addresses."""
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.k8s.manifests import ROOT
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [int(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class Here:
+    """A folder for everything, the Secrets' values, and what of the manifests is another here.
+
+    Args:
+        folder: new and empty.
+        secrets: values by Secret and key.
+        replaced: texts of the manifests, and what stands for them here.
+    """
+
+    def __init__(self, folder: Path, secrets: Mapping[str, Mapping[str, str]], replaced: Mapping[str, str]) -> None:
+        self.folder, self.secrets, self.replaced = folder, secrets, replaced
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def text(self, value: str) -> str:
+        for there, here in self.replaced.items():
+            value = value.replace(there, here)
+        return value
+
+    def environment(self, container: Mapping[str, Any]) -> dict[str, str]:
+        """The variables of a container, with this machine's PATH and nothing else of this process."""
+        found = {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "HOME": str(self.folder),
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+        }
+        for variable in container.get("env", ()):
+            if "value" in variable:
+                found[variable["name"]] = self.text(variable["value"])
+            else:
+                of = variable["valueFrom"]["secretKeyRef"]
+                found[variable["name"]] = self.secrets[of["name"]][of["key"]]
+        return found
+
+    def start(self, name: str, words: Sequence[str], environment: Mapping[str, str], **options: Any) -> None:
+        """Starts a program that stays; its log is NAME.log."""
+        log = (self.folder / f"{name}.log").open("wb")
+        options = {"cwd": self.folder, "stdout": log, "stderr": subprocess.STDOUT, **options}
+        self._running.append(subprocess.Popen(list(words), env=dict(environment), **options))
+
+    def run(self, words: Sequence[str], environment: Mapping[str, str], **options: Any) -> str:
+        """Runs a program to its end; what it said."""
+        options = {"cwd": self.folder, "timeout": 300, **options}
+        done = subprocess.run(
+            list(words), env=dict(environment), capture_output=True, text=True, check=False, **options
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")[-6000:]
+
+    def stop(self) -> None:
+        for process in self._running:
+            if process.poll() is None:
+                # Ray's processes are its children's children.
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
+                process.kill()
+                process.wait()
+        self._running.clear()
+
+
+class Postgres:
+    """Debian's PostgreSQL, started and filled as the image of postgres does it."""
+
+    def __init__(self, here: Here, container: Mapping[str, Any], init: str, port: int) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        initdb = shutil.which("initdb") or (str(found[-1]) if found else None)
+        if initdb is None:
+            pytest.skip("needs PostgreSQL: apt-get install postgresql")
+        self._programs = Path(initdb).resolve().parent
+        self._folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own folders are closed to another user
+        self._as_user: dict[str, Any] = {"cwd": self._folder, "timeout": 120}
+        environment = here.environment(container) | {"PGHOST": "127.0.0.1", "PGPORT": str(port)}
+        environment["PATH"] = f"{self._programs}{os.pathsep}{environment['PATH']}"
+        password = self._folder / "password"
+        password.write_text(environment["POSTGRES_PASSWORD"])
+        if os.geteuid() == 0:  # it refuses to run as root; Debian's package brings a user for it
+            self._as_user |= {"user": "postgres", "group": "postgres", "extra_groups": ()}
+            shutil.chown(self._folder, "postgres")
+            shutil.chown(password, "postgres")
+        assert getpass.getuser()
+        self._environment, self._here = environment, here
+        user, data = environment["POSTGRES_USER"], self._folder / "data"
+        rights = environment["POSTGRES_INITDB_ARGS"].split()
+        self._run("initdb", "-D", str(data), "-U", user, f"--pwfile={password}", "--no-sync", *rights)
+        options = " ".join([*container["args"], f"-p {port} -k {self._folder} -c listen_addresses=127.0.0.1 -F"])
+        self._run("pg_ctl", "-D", str(data), "start", "-w", "-o", options, "-l", str(self._folder / "log"))
+        here.run(["bash", "-e", "-c", init], environment)
+        here.run(container["readinessProbe"]["exec"]["command"], environment)
+
+    def query(self, database: str, user: str, password: str, text: str) -> str:
+        words = ["psql", "-At", "-U", user, "-d", database, "-c", text]
+        return self._here.run(words, {**self._environment, "PGPASSWORD": password}).strip()
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", str(self._folder / "data"), "stop", "-m", "immediate")
+        shutil.rmtree(self._folder)
+
+    def _run(self, *words: str) -> None:
+        # Not captured: the server would hold the pipe open.
+        with (self._folder / "output").open("a") as output:
+            subprocess.run(
+                [str(self._programs / words[0]), *words[1:]], check=True, stdout=output, stderr=output, **self._as_user
+            )
+
+
+class Head:
+    """A Ray head as the operator starts one: the container's variables, the parameters, token authentication."""
+
+    def __init__(self, here: Here, name: str, cluster: Mapping[str, Any], *, cpus: int, redis: str = "") -> None:
+        self.name, self._here = name, here
+        container = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
+        port, self.dashboard, self.agent, *others = free_ports(7)
+        token = here.secrets[cluster["authOptions"]["secretName"]]["auth_token"]
+        self.environment = here.environment(container)
+        self.environment |= {"RAY_AUTH_MODE": cluster["authOptions"]["mode"], "RAY_AUTH_TOKEN": token}
+        if redis:  # of gcsFaultToleranceOptions
+            of = cluster["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"]
+            self.environment |= {"RAY_REDIS_ADDRESS": redis, "REDIS_PASSWORD": here.secrets[of["name"]][of["key"]]}
+            self.environment |= {"RAY_external_storage_namespace": name}
+        self.temporary = tempfile.mkdtemp(prefix="rk-")  # sockets' paths must be short
+        given = {**cluster["headGroupSpec"]["rayStartParams"], "num-cpus": str(cpus), "dashboard-host": "127.0.0.1"}
+        given |= {"port": str(port), "dashboard-port": str(self.dashboard), "temp-dir": self.temporary}
+        agents = ("dashboard-agent-grpc", "runtime-env-agent", "metrics-export", "ray-client-server")
+        given |= {f"{agent}-port": str(each) for agent, each in zip(agents, others, strict=True)}
+        given |= {"dashboard-agent-listen-port": str(self.agent)}
+        words = [word for key, value in given.items() for word in (f"--{key}", value)]
+        # Threads of this machine only: no pod has so few cores.
+        here.start(
+            name, ["ray", "start", "--head", "--block", "--node-ip-address", "127.0.0.1", *words], self.environment
+        )
+        probe = container["readinessProbe"]["httpGet"]
+        assert probe["port"] == 52365
+        wait(lambda: status(f"http://127.0.0.1:{self.agent}{probe['path']}") == 200, 180, lambda: here.log(name))
+        wait(lambda: status(f"{self.address}/api/version") in (200, 401), 120, lambda: here.log(name))
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.dashboard}"
+
+    def ray(self, *words: str) -> str:
+        """`ray ...` from a laptop: with the token and nothing of the pod."""
+        own = {name: value for name, value in self.environment.items() if name.startswith("RAY_AUTH")}
+        return self._here.run(words, {**self._here.environment({}), **own})
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0
+
+
+def status(url: str, headers: Mapping[str, str] | None = None, body: bytes | None = None) -> int:
+    """The HTTP status; 0 when nobody answers."""
+    try:
+        request = urllib.request.Request(url, body, dict(headers or {}))
+        return int(urllib.request.urlopen(request, timeout=20).status)
+    except urllib.error.HTTPError as refused:
+        return refused.code
+    except OSError:
+        return 0
+
+
+def wait(until: Callable[[], bool], seconds: float, said: Callable[[], str]) -> None:
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, said()
+        time.sleep(1)
