@@ -21,7 +21,8 @@ FROM build AS build-gpu
 RUN python -m pip install --constraint constraints.txt '.[gpu,server]'
 
 FROM python:3.11.14-slim-bookworm AS base
-# wget: KubeRay's own probes ask with it. libgomp1: torch and faiss.
+# wget: KubeRay's own probes ask with it. libgomp1: torch and faiss. Debian keeps no older versions to pin.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates libgomp1 wget \
     && rm -rf /var/lib/apt/lists/*

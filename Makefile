@@ -50,10 +50,10 @@ image: ## Build the image of k8s/ with Docker; TARGET=cpu for a cluster without 
 lock: ## Remake constraints.txt from the newest releases that pyproject.toml allows
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet '.[cpu,test,dev]'
-	.venv-lock/bin/python -m pip freeze --exclude onethreshold > .venv-lock/all
+	.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude onethreshold > .venv-lock/all
 	@# faiss-cpu and faiss-gpu share one folder: what only a machine with GPUs has is added after.
 	.venv-lock/bin/python -m pip install --quiet --constraint .venv-lock/all '.[gpu]'
-	.venv-lock/bin/python -m pip freeze --exclude onethreshold >> .venv-lock/all
+	.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude onethreshold >> .venv-lock/all
 	{ echo '# The exact set that was tested. Remade by `make lock`.'; sort --ignore-case --unique .venv-lock/all; } > constraints.txt
 	rm -rf .venv-lock build *.egg-info
 

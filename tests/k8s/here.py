@@ -1,6 +1,5 @@
 """Starts on this machine what the manifests start in pods: their commands and variables, with other addresses."""
 
-import getpass
 import os
 import shutil
 import socket
@@ -41,7 +40,7 @@ class Here:
 
     def __init__(self, folder: Path, secrets: Mapping[str, Mapping[str, str]], replaced: Mapping[str, str]) -> None:
         self.folder, self.secrets, self.replaced = folder, secrets, replaced
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def text(self, value: str) -> str:
         for there, here in self.replaced.items():
@@ -68,7 +67,7 @@ class Here:
         """Starts a program that stays; its log is NAME.log."""
         log = (self.folder / f"{name}.log").open("wb")
         options = {"cwd": self.folder, "stdout": log, "stderr": subprocess.STDOUT, **options}
-        self._running.append(subprocess.Popen(list(words), env=dict(environment), **options))
+        self._running[name] = subprocess.Popen(list(words), env=dict(environment), **options)
 
     def run(self, words: Sequence[str], environment: Mapping[str, str], **options: Any) -> str:
         """Runs a program to its end; what it said."""
@@ -79,11 +78,17 @@ class Here:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(errors="replace")[-6000:]
+    def wait(self, name: str, until: Callable[[], bool], seconds: float = 240) -> None:
+        """Returns when something is so, of a program that was started."""
+        deadline = time.monotonic() + seconds
+        while not until():
+            log = (self.folder / f"{name}.log").read_text(errors="replace")
+            assert self._running[name].poll() is None, log[-6000:]
+            assert time.monotonic() < deadline, log[-6000:]
+            time.sleep(1)
 
     def stop(self) -> None:
-        for process in self._running:
+        for process in self._running.values():
             if process.poll() is None:
                 # Ray's processes are its children's children.
                 for child in psutil.Process(process.pid).children(recursive=True):
@@ -112,7 +117,6 @@ class Postgres:
             self._as_user |= {"user": "postgres", "group": "postgres", "extra_groups": ()}
             shutil.chown(self._folder, "postgres")
             shutil.chown(password, "postgres")
-        assert getpass.getuser()
         self._environment, self._here = environment, here
         user, data = environment["POSTGRES_USER"], self._folder / "data"
         rights = environment["POSTGRES_INITDB_ARGS"].split()
@@ -158,15 +162,16 @@ class Head:
         agents = ("dashboard-agent-grpc", "runtime-env-agent", "metrics-export", "ray-client-server")
         given |= {f"{agent}-port": str(each) for agent, each in zip(agents, others, strict=True)}
         given |= {"dashboard-agent-listen-port": str(self.agent)}
+        if redis:  # as the operator does
+            given["redis-password"] = self.environment["REDIS_PASSWORD"]
         words = [word for key, value in given.items() for word in (f"--{key}", value)]
-        # Threads of this machine only: no pod has so few cores.
         here.start(
             name, ["ray", "start", "--head", "--block", "--node-ip-address", "127.0.0.1", *words], self.environment
         )
         probe = container["readinessProbe"]["httpGet"]
         assert probe["port"] == 52365
-        wait(lambda: status(f"http://127.0.0.1:{self.agent}{probe['path']}") == 200, 180, lambda: here.log(name))
-        wait(lambda: status(f"{self.address}/api/version") in (200, 401), 120, lambda: here.log(name))
+        here.wait(name, lambda: status(f"http://127.0.0.1:{self.agent}{probe['path']}") == 200)
+        here.wait(name, lambda: status(f"{self.address}/api/version") in (200, 401))
 
     @property
     def address(self) -> str:
@@ -194,8 +199,10 @@ def status(url: str, headers: Mapping[str, str] | None = None, body: bytes | Non
         return 0
 
 
-def wait(until: Callable[[], bool], seconds: float, said: Callable[[], str]) -> None:
-    deadline = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < deadline, said()
-        time.sleep(1)
+def reachable(host: str) -> bool:
+    """Whether a web server answers on the internet."""
+    try:
+        with socket.create_connection((host, 443), timeout=5):
+            return True
+    except OSError:
+        return False

@@ -12,7 +12,6 @@ import shutil
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ import yaml
 from PIL import Image
 
 from cluster import bootstrap
-from tests.k8s.here import Head, Here, Postgres, free_ports, listens, status, wait
+from tests.k8s.here import Head, Here, Postgres, free_ports, listens, status
 from tests.k8s.manifests import Manifests
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -81,7 +80,7 @@ def start_redis(here: Here, container: dict[str, Any], port: int) -> None:
     (here.folder / "data").mkdir()
     text = container["args"][0].replace("dir /data", f"dir {here.folder}/data\nbind 127.0.0.1\nport {port}")
     here.start("redis", [*container["command"], text], environment)
-    wait(lambda: listens(port), 30, lambda: here.log("redis"))
+    here.wait("redis", lambda: listens(port))
     asked = ["redis-cli", "-p", str(port), "ping"]
     assert "PONG" in here.run(asked, environment)
     assert "NOAUTH" in here.run(asked, here.environment({})), "without the password"
@@ -97,7 +96,7 @@ def start_mlflow(here: Here, manifests: Manifests, port: int) -> None:
     words[words.index("--host") + 1] = "127.0.0.1"
     here.start("mlflow", words, here.environment(container))
     probe = container["readinessProbe"]["httpGet"]["path"]
-    wait(lambda: status(f"http://127.0.0.1:{port}{probe}") == 200, 240, lambda: here.log("mlflow"))
+    here.wait("mlflow", lambda: status(f"http://127.0.0.1:{port}{probe}") == 200)
     users = manifests.get("Job", "bootstrap")["spec"]["template"]["spec"]["containers"][0]
     for said in ("made: trainer, reader", "made: none, all were there"):
         assert said in here.run(users["command"], here.environment(users))
@@ -134,6 +133,10 @@ def test_from_nothing_to_an_answer(service: Service) -> None:
     assert status(f"{search.address}/api/jobs/") == 401
     words = entrypoint(service)
     job = ["ray", "job", "submit", "--address", search.address, "--"]
+    said = search.ray(*job, "python", "-m", "cluster.doctor", "--storage", here.text("/shared/onethreshold"))
+    assert "nothing to mend" in said
+    for well in ("ray", "nodes", "mlflow", "artifacts", "database", "storage"):
+        assert f"ok    {well}" in said
     said = search.ray(*job, *words)
     assert "registered onethreshold version 1, alias champion" in said
     said = search.ray(*job, *words)
@@ -144,10 +147,10 @@ def test_from_nothing_to_an_answer(service: Service) -> None:
     )
     assert studies == "first-search"
 
-    wait(lambda: status(f"{url}/readyz") == 200, 120, lambda: here.log(endpoint.name))
+    here.wait(endpoint.name, lambda: status(f"{url}/readyz") == 200)
     answer = embed(url, service.secret("api-key", "key"))
     (first, same, other) = (np.array(each["embedding"]) for each in answer["data"])
-    assert answer["model"] == "onethreshold/1"
+    assert answer["model"] == "onethreshold@1"
     assert np.linalg.norm(first) == pytest.approx(1, abs=1e-4)
     assert np.linalg.norm(first - same) < 1e-4 < np.linalg.norm(first - other)
     assert (here.folder / "galleries/cache/models").is_dir(), "what it serves while MLflow is away"
@@ -165,9 +168,9 @@ def start_endpoint(service: Service) -> tuple[Head, str]:
     head.ray("serve", "deploy", str(file), "--address", head.address)
     workers = spec["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
     probe = workers["readinessProbe"]["httpGet"]["path"]
-    wait(lambda: status(f"http://127.0.0.1:{port}{probe}") == 200, 180, lambda: service.here.log("endpoint"))
+    service.here.wait("endpoint", lambda: status(f"http://127.0.0.1:{port}{probe}") == 200)
     healthy = f"http://127.0.0.1:{port}/healthz"
-    wait(lambda: status(healthy) == 200, 180, lambda: service.here.log("endpoint"))
+    service.here.wait("endpoint", lambda: status(healthy) == 200)
     return head, f"http://127.0.0.1:{port}"
 
 
@@ -194,7 +197,3 @@ def data_uri(image: Any) -> str:
     file = io.BytesIO()
     Image.fromarray((image * 255).astype(np.uint8)).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def test_the_folder_of_the_test_is_not_the_manifests_own(service: Service) -> None:
-    assert Path(service.here.text("/shared/onethreshold")).is_relative_to(service.here.folder)
