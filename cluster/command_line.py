@@ -23,6 +23,7 @@ from dml import encoders, loop, losses, recipes
 from dml.config import Config
 from dml.data import datasets
 from dml.names import unknown
+from dml.state import differences
 
 Options = TypeVar("Options")
 
@@ -72,6 +73,32 @@ def read(options: type[Options], argv: Sequence[str]) -> Options:
         names = [f"--{name.replace('_', '-')}" for name in vars(default)]
         _refuse_unknown(argv, [*names, "--help"])
         return _read(options, list(argv), default)
+
+
+def goes_on(before: Options, argv: Sequence[str], what: str, *, stay: Sequence[str] = ()) -> Options:
+    """The options of what --resume takes up: those that it began with, and what is given beside it.
+
+    Args:
+        before: the options that it began with.
+        argv: the words after the program's name.
+        what: goes on, "run" or "search".
+        stay: fields of the options that may not change, beside the config.
+
+    Raises:
+        ValueError: something is given that would make it another.
+        SystemExit: as in `parse`.
+    """
+    for option in ("--recipe", "--budget", "--name", "--init"):
+        if value_of(argv, option):
+            raise ValueError(f"{option} does not go with --resume: the {what} goes on with what it began with")
+    options = parse(type(before), argv, default=before)
+    changed = differences(before.config, options.config)  # type: ignore[attr-defined]
+    for name in stay:
+        was, now = getattr(before, name), getattr(options, name)
+        changed += [f"{name} is {now}, was {was}"] if now != was else []
+    if changed:
+        raise ValueError(f"resume: a {what} goes on with the settings that it began with, but {'; '.join(changed)}")
+    return options
 
 
 def value_of(argv: Sequence[str], option: str) -> str:
@@ -171,7 +198,7 @@ def _refuse_unknown(words: Sequence[str], valid: Sequence[str]) -> None:
     known = {option.replace("_", "-") for option in valid}
     for word in words:
         name = word.split("=")[0]
-        # A switch can be turned off too: --no-resume, --encoder.no-pretrained.
+        # A switch can be turned off too: --no-figures, --encoder.no-pretrained.
         positive = name.replace("_", "-").replace("--no-", "--").replace(".no-", ".")
         if name.startswith("--") and positive not in known:
             raise ValueError(unknown("option", name, valid))

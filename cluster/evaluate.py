@@ -122,9 +122,7 @@ def _over_ranks(source: subjects.Source, options: Options, out: Path, name: str)
         train_loop_config={"source": source, "parts": options.parts, "store": Store.open().uri},
         scaling_config=resources.scaling(),
         torch_config=resources.backend(),
-        run_config=ray.train.RunConfig(
-            name=name, storage_path=session.local_path(options.storage or session.storage())
-        ),
+        run_config=ray.train.RunConfig(name=name, storage_path=session.storage(options.storage)),
     )
     checkpoint = train.finish(trainer).checkpoint
     assert checkpoint is not None

@@ -2,7 +2,6 @@
 
 import math
 import platform
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from cluster import command_line, messages
 from cluster.delivery import without_password
 from cluster.messages import Message
 from cluster.outbox import waiting
+from cluster.periodically import periodically
 from cluster.tracking import Run
 from dml.config import Config
 from dml.data import sampler
@@ -125,20 +125,11 @@ class Progress:
     @contextmanager
     def following(self, run_id: str) -> Iterator[None]:
         """Shows what comes while the block runs."""
-        ended = threading.Event()
-
-        def follow() -> None:
-            while not ended.wait(LOOK):
-                self._look(run_id)
-
-        thread = threading.Thread(target=follow, name="progress", daemon=True)
         with self._bar:
-            thread.start()
             try:
-                yield
+                with periodically("progress", LOOK, lambda: self._look(run_id)):
+                    yield
             finally:
-                ended.set()
-                thread.join()
                 self._look(run_id)
 
     def _look(self, run_id: str) -> None:

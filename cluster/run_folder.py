@@ -102,16 +102,20 @@ class RunFolder:
         """Whether there is a record."""
         return self._exists(self._record)
 
+    def refuse_taken(self) -> None:
+        """Raises ValueError where there is a run of this name."""
+        if self.begun:
+            raise ValueError(
+                f"name: {self.storage} has a {self.kind} {self.name}; --resume {self.name} goes on with it"
+            )
+
     def begin(self, record: Record) -> None:
         """Writes the record of a new run.
 
         Raises:
             ValueError: there is a run of this name.
         """
-        if self.begun:
-            raise ValueError(
-                f"name: {self.storage} has a {self.kind} {self.name}; --resume {self.name} goes on with it"
-            )
+        self.refuse_taken()
         content = {
             "config": record.config.model_dump(),
             "key": record.key,

@@ -91,7 +91,7 @@ class Resources:
         if gpus_per_worker is None:
             gpus_per_worker = 1.0 if total.get("GPU", 0) > 0 else 0.0
         if cpus_per_worker is None:
-            cpus_per_worker = cpus_beside([node["Resources"] for node in ray.nodes() if node["Alive"]], gpus_per_worker)
+            cpus_per_worker = cpus_beside(nodes(), gpus_per_worker)
         found = cls(least, cpus_per_worker, gpus_per_worker, most, resize_seconds)
         for name, each in (("CPU", found.cpus_per_worker), ("GPU", found.gpus_per_worker)):
             if least * each > total.get(name, 0):
@@ -130,6 +130,11 @@ class Resources:
         return TorchConfig(backend="nccl" if self.gpus_per_worker else "gloo")
 
 
+def nodes() -> list[dict[str, float]]:
+    """The resources of each living node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def cpus_beside(nodes: Sequence[Mapping[str, float]], gpus: float) -> float:
     """The CPUs that go with so many GPUs, where every GPU of a node is given its share: whole, at least 1.
 
@@ -153,9 +158,9 @@ def _counts(workers: str) -> tuple[int, int]:
     return int(least), int(most) if colon and int(most) > int(least) else 0
 
 
-def storage() -> str:
-    """Where checkpoints and the state of searches go unless told otherwise: runs/ray."""
-    return str(runs_dir() / "ray")
+def storage(given: str = "") -> str:
+    """Where checkpoints and the state of searches go: what was given, made absolute, else runs/ray."""
+    return local_path(given or str(runs_dir() / "ray"))
 
 
 @contextmanager
@@ -185,7 +190,7 @@ def kept_storage(given: str, *, writes: bool = True) -> str:
             the job leaves in its folder would be lost.
     """
     if not submitted():
-        return local_path(given or storage())
+        return storage(given)
     missing = []
     if writes and not ("://" in given or Path(given).is_absolute()):
         missing.append("--storage with a URI or an absolute path that every node sees")
@@ -196,7 +201,7 @@ def kept_storage(given: str, *, writes: bool = True) -> str:
         )
     if missing:
         raise ValueError(f"in a job runs/ lies in a folder that Ray throws away: give {' and '.join(missing)}")
-    return local_path(given or storage())
+    return storage(given)
 
 
 def local_path(text: str) -> str:

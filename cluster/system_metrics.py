@@ -1,6 +1,5 @@
 """What a training takes of its machine, under the names that MLflow's UI shows as system metrics."""
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,6 +7,7 @@ from contextlib import contextmanager, suppress
 import psutil
 import torch
 
+from cluster.periodically import periodically
 from cluster.writer import Writer
 
 EVERY = 10.0
@@ -25,20 +25,11 @@ def sampling(record: Writer, began: int, device: torch.device, *, every: float =
         device: that the training computes on.
         every: seconds between samples.
     """
-    ended = threading.Event()
-
-    def follow() -> None:
-        sample(device)  # the first use of the processors is that since the last question
-        while not ended.wait(every):
-            record.metrics({int(time.time() - began / 1000): sample(device)})
-
-    thread = threading.Thread(target=follow, name="system-metrics", daemon=True)
-    thread.start()
-    try:
+    sample(device)  # the first use of the processors is that since the last question
+    with periodically(
+        "system-metrics", every, lambda: record.metrics({int(time.time() - began / 1000): sample(device)})
+    ):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def sample(device: torch.device) -> dict[str, float]:

@@ -22,7 +22,7 @@ from cluster.tracking import Store, import_ahead, unsent_warning
 from cluster.worker import Job, tracked, work
 from dml import checkpoint
 from dml.config import Config
-from dml.state import State, differences
+from dml.state import State
 
 _RESOURCES = ("workers", "cpus_per_worker", "gpus_per_worker")
 
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.gpus_per_worker,
             resize_seconds=options.resize_seconds,
         )
-        shared_storage.check(_storage(options.storage))
+        shared_storage.check(session.storage(options.storage))
         folder, job = _begin(options) if not resumed else _go_on(options)
         shown.begin(folder.name, splits, resources.counts)
         try:
@@ -205,24 +205,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _storage(given: str) -> str:
-    return session.local_path(given or session.storage())
-
-
 def _say(options: Options, line: str) -> None:
     if not options.quiet:
         print(line, flush=True)
 
 
 def _job(options: Options, name: str, key: str) -> Job:
-    store = Store.open(_storage(options.storage) if options.storage else "")
+    store = Store.open(session.storage(options.storage) if options.storage else "")
     return Job(options.config, name, store, key=key, tags={"kind": "train"})
 
 
 def _begin(options: Options) -> tuple[RunFolder, Job]:
     """A new run, with its record."""
     name = command_line.run_name(options.name, options.config.data.dataset)
-    folder = RunFolder(_storage(options.storage), name)
+    folder = RunFolder(session.storage(options.storage), name)
     key = f"{name}/{uuid.uuid4().hex}"
     job = _job(options, name, key)
     if options.init:
@@ -235,7 +231,6 @@ def _begin(options: Options) -> tuple[RunFolder, Job]:
 def _warm(job: Job, init: str) -> Job:
     """The job with first weights; an alias is pinned to the version that it points to now."""
     if init.startswith("models:"):
-        Store.open()
         found = registry.find(init)
         init = init if found is None else f"models:/{found.name}/{found.version}"
     model = checkpoint.load(registry.fetch(init)[0])
@@ -245,22 +240,15 @@ def _warm(job: Job, init: str) -> Job:
 
 def _resumed(words: Sequence[str], name: str) -> Options:
     """The options of a run that goes on; what is given beside --resume must be what it began with."""
-    storage = _storage(command_line.value_of(words, "--storage"))
+    storage = session.storage(command_line.value_of(words, "--storage"))
     with command_line.one_line_errors(status=2):
-        for option in ("--recipe", "--budget", "--name", "--init"):
-            if command_line.value_of(words, option):
-                raise ValueError(f"{option} does not go with --resume: the run goes on with what it began with")
         record = RunFolder(storage, name).record()
-        options = command_line.parse(Options, words, default=Options(record.config, **record.resources))
-        changed = differences(record.config, options.config)
-        if changed:
-            raise ValueError(f"resume: a run goes on with the settings that it began with, but {'; '.join(changed)}")
-    return options
+        return command_line.goes_on(Options(record.config, **record.resources), words, "run")
 
 
 def _go_on(options: Options) -> tuple[RunFolder, Job]:
     """The run as it was left, told to whoever resumes it."""
-    folder = RunFolder(_storage(options.storage), options.resume)
+    folder = RunFolder(session.storage(options.storage), options.resume)
     record = folder.record()
     job = _job(options, options.resume, record.key)
     why = folder.mend()

@@ -189,7 +189,7 @@ class Options:
     workers: str = "1"
     """With --retrain, ranks that train together."""
     cpus_per_worker: float | None = None
-    """CPUs of each rank; 1 unless given."""
+    """CPUs of each rank; unless given, its GPU's share of the node's, or 1 without GPUs."""
     gpus_per_worker: float | None = None
     """GPUs of each rank; 1 when the cluster has GPUs, else 0."""
     storage: str = ""

@@ -11,6 +11,7 @@ from ray._raylet import PlacementGroupID
 from ray.tune.experiment import Trial
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from cluster import session
 from cluster.session import Resources
 from cluster.train import PLACEMENT_GROUP
 from tune.early_stopping import ENDED
@@ -23,8 +24,7 @@ _GRACE = 5.0
 
 def places(resources: Resources) -> int:
     """How many workers the living nodes hold at once: a worker lies on one node, and a share of a GPU on one GPU."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(places_on(node, resources.per_worker) for node in nodes)
+    return sum(places_on(node, resources.per_worker) for node in session.nodes())
 
 
 def trials_at_once(resources: Resources) -> int:
@@ -47,7 +47,7 @@ def claim(workers: int, cpus: float | None, gpus: float | None, *, wait: float =
 
     Args:
         workers: ranks of a trial.
-        cpus: of each rank; 1 unless given.
+        cpus: of each rank; unless given its GPU's share of the node's, or 1 without GPUs.
         gpus: of each rank, may be a fraction; unless given 1 when the cluster has GPUs, else 0.
         wait: seconds to wait for an autoscaler, or a person, to bring nodes that hold one trial.
 
@@ -56,8 +56,8 @@ def claim(workers: int, cpus: float | None, gpus: float | None, *, wait: float =
         TimeoutError: no trial fits after the wait.
     """
     if wait > 0 and workers > 0:
-        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-        _wait(Resources(workers, cpus or 1.0, float(has_gpus) if gpus is None else gpus), wait)
+        each = gpus if gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
+        _wait(Resources(workers, cpus or session.cpus_beside(session.nodes(), each), each), wait)
     resources = Resources.of(workers, cpus, gpus)
     trials_at_once(resources)
     return resources
@@ -189,7 +189,7 @@ def _needs(resources: Resources) -> str:
 
 
 def _has() -> str:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = session.nodes()
     found = ", ".join(_amounts(node) for node in nodes)
     return f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'} ({found})"
 

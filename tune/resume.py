@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import command_line, session
 from cluster.run_folder import RunFolder
-from dml.state import differences
 from tune import storage
 from tune.objective import Objective
 
 if TYPE_CHECKING:
-    from tune.search import Options
+    from tune.options import Options
 
 _MUST_STAY = ("objective", "space", "grid_points")
 _OF_A_PROCESS = ("config", "resume", "go_on", "name", "storage")
@@ -65,8 +64,7 @@ def place(options: "Options", kept: str, url: str) -> RunFolder:
     """
     if not options.resume:
         folder = RunFolder(kept, command_line.run_name(options.name, options.config.data.dataset), "search")
-        if folder.begun:
-            raise ValueError(f"name: {kept} has a search {folder.name}; --resume {folder.name} goes on with it")
+        folder.refuse_taken()
         return folder
     folder = RunFolder(kept, options.resume, "search")
     before = folder.record().resources["optuna_storage"]
@@ -91,7 +89,7 @@ def options_of(kind: type["Options"], words: Sequence[str], name: str) -> "Optio
     """The options of a search that goes on.
 
     Args:
-        kind: tune.search.Options.
+        kind: tune.options.Options.
         words: of the command line.
         name: that --resume gives.
 
@@ -100,23 +98,10 @@ def options_of(kind: type["Options"], words: Sequence[str], name: str) -> "Optio
             what is searched.
     """
     with command_line.one_line_errors(status=2):
-        for option in ("--recipe", "--budget", "--name"):
-            if command_line.value_of(words, option):
-                raise ValueError(f"{option} does not go with --resume: the search goes on with what it began with")
         kept = session.kept_storage(command_line.value_of(words, "--storage"))
         record = RunFolder(kept, name, "search").record()
         told = dict(record.resources)
         if storage.hides_password(told["optuna_storage"]):
             told["optuna_storage"] = ""
         told |= {"objective": Objective.model_validate(told["objective"]), "space": tuple(told["space"])}
-        before = kind(record.config, **told)
-        options = command_line.parse(kind, words, default=before)
-        changed = differences(record.config, options.config)
-        changed += [
-            f"{name} is {getattr(options, name)}, was {getattr(before, name)}"
-            for name in _MUST_STAY
-            if getattr(options, name) != getattr(before, name)
-        ]
-        if changed:
-            raise ValueError(f"resume: a search goes on with the settings that it began with, but {'; '.join(changed)}")
-    return options
+        return command_line.goes_on(kind(record.config, **told), words, "search", stay=_MUST_STAY)

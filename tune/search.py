@@ -3,24 +3,21 @@
 Every trial trains one encoder; trial 0 is the baseline without TCM. The winner becomes `onethreshold@champion`.
 """
 
-import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from statistics import median
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 import ray.tune
-import tyro
 
 from cluster import command_line, registry, session
 from cluster.run_folder import Record
 from cluster.tracking import Store, one_line
 from cluster.writer import Writer
 from dml import plots
-from dml.config import Config
 from tune import (
     candidate,
     early_stopping,
@@ -35,80 +32,13 @@ from tune import (
     storage,
     tested,
 )
-from tune.early_stopping import EarlyStop
-from tune.objective import RULES, Objective, Outcome, baseline, front, winner
+from tune.objective import RULES, Outcome, baseline, front, winner
+from tune.options import Options, check_options, own_options, run_params, shown_command
 from tune.optuna_search import StudySearch
 from tune.progress import Progress
-from tune.promote import When
-from tune.sampler import SamplerName
 from tune.space import Space
 from tune.trial import Study, run, trial_key
 from tune.trials import Bench
-
-
-@dataclass(frozen=True)
-class Options:
-    """Searches TCM's margins, weight and start for the encoder whose single threshold holds best.
-
-    Trial 0 is the baseline without TCM. The winner is the best score (--objective.mode has other rules) among trials
-    whose Recall@1 is at least the baseline's minus the tolerance; it is registered in MLflow, and onethreshold@champion
-    when it beats the champion before.
-    Every setting of the recipe can be changed by its name, e.g. --loss.name proxy_anchor --optim.lr 3e-4.
-    """
-
-    config: Annotated[Config, tyro.conf.arg(name="")]
-    objective: Objective = field(default_factory=Objective)
-    space: tuple[str, ...] = ()
-    """Further settings to search, or other ranges of TCM's: name=range with uniform(low,high), log(low,high),
-    int(low,high) or [a,b,c], e.g. --space 'optim.lr=log(1e-5,1e-3)' 'encoder.dim=[128,512]'."""
-    trials: int = 8
-    """Trials to run, the baseline included."""
-    sampler: SamplerName = "tpe"
-    """How Optuna chooses points: tpe, gp, nsga2, random or grid."""
-    grid_points: int = 3
-    """--sampler grid only: values of each range."""
-    early_stop: EarlyStop = "asha"
-    """Stops trials whose score falls behind: asha or median. The baseline is never stopped, nor is any trial with fewer
-    than 8 evaluations."""
-    seeds: int = 0
-    """Trains the finalists and the baseline again over so many new seeds and chooses by the mean; 0 trusts one seed."""
-    finalists: int = 3
-    """--seeds only: how many of the best trials are finalists, beside the baseline."""
-    retrain: float = 0.0
-    """Trains the winner and the baseline once more, on train and this share of the val classes (such as 0.75); the
-    others set the thresholds. 0 takes the models of the search."""
-    promote: When = "better"
-    """Moves the alias champion to the winner if it beats the present champion on val classes of the same split that
-    neither was trained on, always or never; registered it is in any case."""
-    model_name: str = registry.NAME
-    """Registered model in MLflow that the winner becomes a version of."""
-    workers_per_trial: int = 1
-    """Ranks that train each trial together by DDP."""
-    cpus_per_worker: float | None = None
-    """CPUs of each rank; unless given, its GPU's share of the node's, or 1 without GPUs."""
-    gpus_per_worker: float | None = None
-    """GPUs of each rank, may be a fraction; 1 when the cluster has GPUs, else 0."""
-    trials_at_once: int | None = None
-    """Trials side by side; unless given, as many as the cluster holds when the search begins."""
-    wait_for_resources: float = 0.0
-    """Seconds to wait for an autoscaler to bring nodes that hold a trial; 0 refuses at once."""
-    name: str = ""
-    """Names the search; a time stamp is added when unset."""
-    resume: str = ""
-    """Name of a search that was interrupted and goes on, with its own settings; --trials may be more, and what trials
-    take of the cluster another."""
-    go_on: bool = False
-    """With --name: goes on with the search of this name if it was begun, begins it if not, and has nothing to do if it
-    has ended. The command of a job that is tried again."""
-    give_up_after: int = 3
-    """Stops the search when so many of its first trials have all failed; 0 goes on whatever fails."""
-    storage: str = ""
-    """Where checkpoints and the search's state go: a path that every node sees, or a URI. Default: runs/ray."""
-    optuna_storage: str = ""
-    """URL of the database of Optuna's study, e.g. postgresql://user@host/database. Default: the environment's
-    ONETHRESHOLD_OPTUNA_STORAGE, where a password is safer than in a command, else SQLite at runs/optuna.db."""
-    seed: int = 0
-    """Seed of Optuna's sampler."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     config = options.config.replace(**{"evaluate.score_weight": options.objective.weight, "tcm.weight": 0.0})
     with command_line.one_line_errors(status=2):
-        _check(options)
+        check_options(options)
         space = Space.of(options.space, config, flat=options.sampler in sampler.FLAT)
         kept = session.kept_storage(options.storage)
         url = storage.url(options.optuna_storage, kept)
@@ -140,19 +70,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not resumed:
             folder.begin(Record(options.config, name, resources=resume.recorded(options, url)))
         store = Store.open(kept if options.storage else "")
-        tags = {"kind": "search", "command": f"python -m tune.search {_command(words, options)}"}
-        parent = store.start(name, params=_params(options, config, space, url), tags=tags, key=name)
+        tags = {"kind": "search", "command": f"python -m tune.search {shown_command(words, options)}"}
+        parent = store.start(name, params=run_params(options, config, space, url), tags=tags, key=name)
         command_line.print_config(config)
         print(f"search {name}: {options.trials} trials{_budget(words)}\n{space}\n")
         study = Study(name, config, taken, kept, store, parent.run_id)
         with parent.closing() as record:
             outcomes = _search(options, study, space, url)
-            if any(outcome.state == "unfinished" for outcome in outcomes):
+            hopeless = _hopeless(outcomes, options.give_up_after)
+            ended = hopeless or len(outcomes) >= _trials(options, space)  # else Ctrl-C came between two trials
+            if not ended or any(outcome.state == "unfinished" for outcome in outcomes):
                 _stop(outcomes, options, study)
             findings = _findings(options, outcomes, study, space, url, toy=splits.toy)
             if not findings.finished:
                 _publish(findings, study, record)
-            _check_done(outcomes, options, study, _trials(options, space))
+            if hopeless:
+                raise ValueError(hopeless)
             chosen = winner(outcomes, options.objective.tolerance, options.objective.mode)
             with one_line(store.uri):
                 _finish(options, findings, chosen, study, record)
@@ -161,22 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"browse it:  make ui      (mlflow ui --backend-store-uri {store.uri})")
     print("serve it:   make serve   (python -m serve.app)")
     return 0
-
-
-def _check(options: Options) -> None:
-    for name, value, least in (
-        ("trials", options.trials, 1),
-        ("seeds", options.seeds, 0),
-        ("finalists", options.finalists, 1),
-        ("give-up-after", options.give_up_after, 0),
-        ("grid-points", options.grid_points, 1),
-        ("trials-at-once", options.trials_at_once, 1),
-        ("wait-for-resources", options.wait_for_resources, 0),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name}: {value:g} is too few; at least {least}")
-    if not 0 <= options.retrain < 1:
-        raise ValueError(f"retrain: {options.retrain:g} is no share of the val classes; valid: 0 to below 1")
 
 
 def _claim(options: Options) -> session.Resources:
@@ -243,16 +160,15 @@ def _bench(options: Options, study: Study, trials: int, *, done: int = 0) -> Ben
     )
 
 
-def _check_done(outcomes: Sequence[Outcome], options: Options, study: Study, trials: int) -> None:
-    """Goes no further where nothing but failures is to be expected, nor where Ctrl-C came between two trials."""
+def _hopeless(outcomes: Sequence[Outcome], give_up_after: int) -> str:
+    """Why nothing but failures is to be expected; empty where more is."""
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
-    if 0 < options.give_up_after <= len(failed) == len(outcomes):
-        raise ValueError(
-            f"the first {len(failed)} trials have all failed, and the search is given up (--give-up-after "
-            f"{options.give_up_after}); the first failure: {failed[0].error}"
-        )
-    if len(outcomes) < trials:
-        _stop(outcomes, options, study)
+    if not 0 < give_up_after <= len(failed) == len(outcomes):
+        return ""
+    return (
+        f"the first {len(failed)} trials have all failed, and the search is given up (--give-up-after "
+        f"{give_up_after}); the first failure: {failed[0].error}"
+    )
 
 
 def _finals(options: Options, outcomes: Sequence[Outcome], study: Study) -> finals.Finals:
@@ -289,7 +205,7 @@ def _findings(
         space=space,
         config=study.config,
         importances=page.importances(study.name, url),
-        options=_own(options, url),
+        options=own_options(options, url),
         facts={"MLflow run": study.parent},
         command=study.store.tag(study.parent, "command"),  # also of a search that was resumed
         toy=toy,
@@ -363,36 +279,12 @@ def _stop(outcomes: Sequence[Outcome], options: Options, study: Study) -> NoRetu
     raise SystemExit(130)
 
 
-def _command(words: Sequence[str], options: Options) -> str:
-    """The command line's words, without a password, as a shell takes them."""
-    return shlex.join(_without_secrets(word, options) for word in words)
-
-
-def _without_secrets(word: str, options: Options) -> str:
-    given = options.optuna_storage
-    return word.replace(given, storage.shown(given)) if given and given in word else word
-
-
 def _overhead() -> str:
     seconds = Progress.latest.overhead if Progress.latest is not None else None
     if seconds is None or not seconds.later:
         return "trial overhead: every trial was the first of its process"
     first = f"; the first of a process {median(seconds.first):.2f} s" if seconds.first else ""
     return f"trial overhead: {median(seconds.later):.2f} s (median of {len(seconds.later)} outside the loop{first})"
-
-
-def _params(options: Options, config: Config, space: Space, url: str) -> dict[str, object]:
-    objective = {f"objective.{name}": value for name, value in options.objective.model_dump().items()}
-    return {**config.flat, **objective, **_own(options, url), "space": str(space)}
-
-
-def _own(options: Options, url: str) -> dict[str, object]:
-    """The options of the search itself that say what it did, without a password."""
-    names = (
-        *("trials", "sampler", "grid_points", "early_stop", "seeds", "finalists", "workers_per_trial", "seed"),
-        *("retrain", "promote", "model_name"),
-    )
-    return {**{name: getattr(options, name) for name in names}, "optuna_storage": storage.shown(url)}
 
 
 def _budget(words: list[str]) -> str:

@@ -1,6 +1,5 @@
 """Clusters of several nodes on this machine: nodes that go and come, and one that does not see the storage."""
 
-import os
 import re
 import signal
 import subprocess
@@ -16,6 +15,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from ray.cluster_utils import Cluster
 
+from tests import drivers
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -30,17 +31,8 @@ def nodes() -> Iterator[Cluster]:
 def start(here: Path, nodes: Cluster, *words: str) -> subprocess.Popen[str]:
     (here / "runs").mkdir()
     MlflowClient(store(here)).search_experiments()  # makes it, before two processes would at once
-    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    environment["RAY_ADDRESS"] = nodes.address
-    command = [sys.executable, "-m", "cluster.train", "--recipe", "digits", "--no-figures", *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=here, env=environment, text=True, **pipes)  # type: ignore[call-overload]
-
-
-def end(driver: subprocess.Popen[str]) -> str:
-    said, _ = driver.communicate(timeout=400)
-    assert driver.returncode == 0, said
-    return said
+    settings = ["--recipe", "digits", "--no-figures"]
+    return drivers.start(here, "cluster.train", *settings, *words, address=nodes.address)
 
 
 def store(here: Path) -> str:
@@ -124,7 +116,7 @@ def test_a_node_that_is_lost_is_made_up_for_when_another_comes(nodes: Cluster, t
         reached = wait_for_ranks(tmp_path, 2)
         kill(nodes, second)
         nodes.add_node(num_cpus=1)
-        end(driver)
+        drivers.end(driver)
     finally:
         driver.kill()
     assert reached < 240

@@ -3,12 +3,10 @@
 What two ranks come to without Ray, and without anything that goes wrong, is the measure, bit for bit.
 """
 
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from mlflow import MlflowClient
 from dml import checkpoint, loop, recipes
 from dml.data import datasets
 from tests.ddp import ranks
+from tests.drivers import end, start
 
 SETTINGS = {"train.epochs": 3, "train.steps_per_epoch": 20, "train.checkpoint_every_steps": 8}
 WORDS = ["--recipe", "digits", *(word for name, value in SETTINGS.items() for word in (f"--{name}", str(value)))]
@@ -53,13 +52,6 @@ def weights(folder: Path) -> Weights:
     return {f"{part}/{name}": value for part in ("encoder", "optimizer") for name, value in parts[part].items()}
 
 
-def start(here: Path, *words: str) -> subprocess.Popen[str]:
-    environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
-    command = [sys.executable, "-m", "cluster.train", "--workers", "2", *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=here, env=environment, text=True, **pipes)
-
-
 def steps(here: Path, name: str) -> list[int]:
     """Steps of the checkpoints that there are, complete or not."""
     return sorted(int(path.name.split("-")[1]) for path in (here / "runs" / "ray" / name).glob("step-*"))
@@ -75,12 +67,6 @@ def wait_for_checkpoint(here: Path, name: str, step: int) -> None:
 def workers(driver: subprocess.Popen[str]) -> list[psutil.Process]:
     family = psutil.Process(driver.pid).children(recursive=True)
     return [process for process in family if process.name().startswith("ray::RayTrainW")]
-
-
-def end(driver: subprocess.Popen[str]) -> str:
-    said, _ = driver.communicate(timeout=240)
-    assert driver.returncode == 0, said
-    return said
 
 
 def newest(here: Path, name: str) -> Path:
@@ -110,7 +96,7 @@ def mlflow_runs(here: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_worker_goes_on_in_the_same_command(here: Path, expected: Weights) -> None:
-    driver = start(here, *WORDS, "--name", "worker")
+    driver = start(here, "cluster.train", "--workers", "2", *WORDS, "--name", "worker")
     wait_for_checkpoint(here, "worker", 16)
     first = workers(driver)
     assert len(first) == 2
@@ -130,7 +116,7 @@ def test_a_killed_worker_goes_on_in_the_same_command(here: Path, expected: Weigh
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_driver_and_a_broken_checkpoint_are_gone_on_from(here: Path, expected: Weights) -> None:
-    driver = start(here, *WORDS, "--name", "driver")
+    driver = start(here, "cluster.train", "--workers", "2", *WORDS, "--name", "driver")
     wait_for_checkpoint(here, "driver", 24)
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signal.SIGKILL)
@@ -138,7 +124,7 @@ def test_a_killed_driver_and_a_broken_checkpoint_are_gone_on_from(here: Path, ex
     reached = steps(here, "driver")[-1]
     assert reached < 60
 
-    said = end(start(here, "--resume", "driver"))
+    said = end(start(here, "cluster.train", "--workers", "2", "--resume", "driver"))
     (after,) = re.findall(r"^driver goes on after step (\d+), from step-", said, re.MULTILINE)
     assert 16 <= int(after) <= reached
     assert_same(weights(newest(here, "driver")), expected)
@@ -146,7 +132,7 @@ def test_a_killed_driver_and_a_broken_checkpoint_are_gone_on_from(here: Path, ex
 
     optimizer = newest(here, "driver") / "optimizer.safetensors"
     optimizer.write_bytes(optimizer.read_bytes()[:-100])
-    said = end(start(here, "--resume", "driver"))
+    said = end(start(here, "cluster.train", "--workers", "2", "--resume", "driver"))
     assert "optimizer.safetensors is truncated or altered" in said
     assert "driver goes on after step 56" in said, "the one before, within the last epoch"
     again = re.findall(r"^checkpoint (.*)$", said, re.MULTILINE)

@@ -18,7 +18,7 @@ from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDep
 from cluster import bootstrap, command_line
 from tests.k8s.manifests import ROOT, Manifests, named, text_of
 from tests.k8s.pods import quantity
-from tune import search
+from tune.options import Options
 
 OURS = ("cluster", "dml", "serve", "tune")
 OF_IMAGES = {
@@ -148,7 +148,7 @@ def _python(module: str, words: list[str]) -> Iterator[str]:
         said = StringIO()
         try:
             with redirect_stderr(said):
-                command_line.parse(search.Options, words, budget="short")
+                command_line.parse(Options, words, budget="short")
         except SystemExit:
             yield said.getvalue().strip()
     elif module == "cluster.bootstrap":

@@ -3,11 +3,9 @@
 However a search is interrupted, `--resume NAME` ends it as if nothing had been: each trial once, none left RUNNING.
 """
 
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,18 +17,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from ray.cluster_utils import Cluster
 
+from tests.drivers import end, start
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 EPOCHS = 8
 WORDS = ["--recipe", "digits", "--train.epochs", str(EPOCHS), "--early-stop", "none", "--name", "autumn"]
-
-
-def start(here: Path, *words: str, address: str = "") -> subprocess.Popen[str]:
-    environment = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
-    environment |= {"RAY_ADDRESS": address} if address else {}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    command = [sys.executable, "-m", "tune.search", *words]
-    return subprocess.Popen(command, cwd=here, env=environment, text=True, **pipes)  # type: ignore[call-overload]
 
 
 def read_until(driver: subprocess.Popen[str], what: str) -> str:
@@ -42,12 +34,6 @@ def read_until(driver: subprocess.Popen[str], what: str) -> str:
         if re.search(what, line):
             return "".join(said)
     raise AssertionError("".join(said))
-
-
-def end(driver: subprocess.Popen[str]) -> str:
-    said, _ = driver.communicate(timeout=400)
-    assert driver.returncode == 0, said
-    return said
 
 
 def runs(here: Path) -> list[Run]:
@@ -97,7 +83,7 @@ def kill(driver: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("stop", [terminate, kill])
 def test_an_interrupted_driver_goes_on_by_name(tmp_path: Path, stop: Callable[[subprocess.Popen[str]], None]) -> None:
-    driver = start(tmp_path, *WORDS, "--trials", "4")
+    driver = start(tmp_path, "tune.search", *WORDS, "--trials", "4")
     first = read_until(driver, r"trial [23]: epoch 3/8")
     family = psutil.Process(driver.pid).children(recursive=True)
     stop(driver)
@@ -108,14 +94,14 @@ def test_an_interrupted_driver_goes_on_by_name(tmp_path: Path, stop: Callable[[s
         assert "python -m tune.search --resume autumn" in rest
         assert "RUNNING" not in [run.info.status for run in runs(tmp_path)]
 
-    again = end(start(tmp_path, "--resume", "autumn"))
+    again = end(start(tmp_path, "tune.search", "--resume", "autumn"))
     assert "autumn goes on: 2 of 4 trials are done" in again
     assert times_begun(first + rest + again) == {0: 1, 1: 1, 2: 1, 3: 1}, "running trials went on where they were"
     assert re.search(r"trial [23]: goes on after epoch \d/8", again)
     assert "alias champion" in again
     assert_whole(tmp_path, 4)
 
-    over = start(tmp_path, "--resume", "autumn")
+    over = start(tmp_path, "tune.search", "--resume", "autumn")
     said, _ = over.communicate(timeout=100)
     assert (over.returncode, said) == (
         2,
@@ -127,7 +113,7 @@ def test_an_interrupted_driver_goes_on_by_name(tmp_path: Path, stop: Callable[[s
 
 
 def test_a_killed_worker_goes_on_in_the_same_command(tmp_path: Path) -> None:
-    driver = start(tmp_path, *WORDS, "--trials", "2")
+    driver = start(tmp_path, "tune.search", *WORDS, "--trials", "2")
     first = read_until(driver, r"trial \d: epoch 3/8")
     family = psutil.Process(driver.pid).children(recursive=True)
     victims = [process for process in family if process.name().startswith("ray::")]
@@ -155,7 +141,7 @@ def head() -> Iterator[Callable[[], Cluster]]:
 
 def test_the_loss_of_the_head_is_made_up_for_by_another(tmp_path: Path, head: Callable[[], Cluster]) -> None:
     first = head()
-    driver = start(tmp_path, *WORDS, "--trials", "3", address=first.address)
+    driver = start(tmp_path, "tune.search", *WORDS, "--trials", "3", address=first.address)
     said = read_until(driver, r"trial 2: epoch 2/8")
     processes = [process.process for kind in first.head_node.all_processes.values() for process in kind]
     family = [psutil.Process(process.pid) for process in processes if process.poll() is None]
@@ -166,6 +152,6 @@ def test_the_loss_of_the_head_is_made_up_for_by_another(tmp_path: Path, head: Ca
     driver.kill()  # it would look for its head for a minute
     driver.communicate(timeout=60)
 
-    again = end(start(tmp_path, "--resume", "autumn", address=head().address))
+    again = end(start(tmp_path, "tune.search", "--resume", "autumn", address=head().address))
     assert times_begun(said + again) == {0: 1, 1: 1, 2: 1}
     assert_whole(tmp_path, 3)

@@ -6,7 +6,7 @@ import pytest
 
 from cluster.run_folder import Record, RunFolder
 from tune import resume, search, storage
-from tune.search import Options
+from tune.options import Options
 
 
 @pytest.fixture
