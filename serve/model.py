@@ -1,5 +1,6 @@
 """The model that is served: loaded from a checkpoint folder, and changed over when the registry's alias moves."""
 
+import copy
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from cluster import registry
 from dml import checkpoint
 from dml.data import images
 from serve.calibration import Calibration
+from serve.calibrations import Calibrations
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class CheckpointEmbedder:
         self.version = version
         self.dim = loaded.config.encoder.dim
         self.image_size = loaded.config.data.image_size
-        self.calibration = Calibration.read(folder / registry.OPERATING_POINTS)
+        self.calibration = Calibrations.beside(folder).current()
         self.created = int((folder / "encoder.safetensors").stat().st_mtime)
         self._data = loaded.config.data
         self._device = device
@@ -112,12 +114,20 @@ class Follower(Generic[Key]):
         find: says which model is wanted; None when there is none yet.
         load: loads it.
         poll: seconds between two looks.
+        calibrations: of the wanted model; what is in use of them is looked up at every look.
     """
 
-    def __init__(self, find: Callable[[], Key | None], load: Callable[[Key], Embedder], poll: float = 5.0) -> None:
+    def __init__(
+        self,
+        find: Callable[[], Key | None],
+        load: Callable[[Key], Embedder],
+        poll: float = 5.0,
+        calibrations: Callable[[Key], Calibrations] | None = None,
+    ) -> None:
         self._find = find
         self._load = load
         self._poll = poll
+        self._calibrations = calibrations
         self._held: tuple[Key, Embedder] | None = None
         self._trouble: str | None = "the first look for it is not over"
         self._logged = ""
@@ -143,15 +153,21 @@ class Follower(Generic[Key]):
         self._stopping.set()
 
     def look(self) -> None:
-        """One look: finds the wanted model and, when it is another than the one held, loads it."""
+        """One look: loads the wanted model when it is another than the one held, and takes its calibration up."""
         try:
             wanted = self._find()
         except Exception as error:  # whatever a store, a proxy or the network raises
             self._report("the model registry cannot be reached", error)
             return
-        if wanted is None or (self._held and self._held[0] == wanted):
+        if wanted is None:
             self._trouble = None
-            return
+        elif self._held and self._held[0] == wanted:
+            self._trouble = None
+            self._recalibrate()
+        else:
+            self._change(wanted)
+
+    def _change(self, wanted: Key) -> None:
         self._trouble = "it is being loaded"
         try:
             model = self._load(wanted)
@@ -160,6 +176,23 @@ class Follower(Generic[Key]):
             return
         self._held, self._trouble, self._logged = (wanted, model), None, ""
         log.warning("serving %s (D = %d, %d px)", label(model), model.dim, model.image_size)
+        self._recalibrate()
+
+    def _recalibrate(self) -> None:
+        if self._held is None or self._calibrations is None:
+            return
+        wanted, model = self._held
+        try:
+            calibration = self._calibrations(wanted).current()
+        except Exception as error:  # as for the model: what decides goes on deciding
+            self._report("the calibration in use cannot be read", error)
+            return
+        if calibration != model.calibration:
+            # A copy, so that a request under way is decided and labelled by one calibration.
+            changed = copy.copy(model)
+            changed.calibration = calibration
+            self._held = wanted, changed
+            log.warning("%s is decided by calibration %s now", label(model), calibration.id if calibration else "none")
 
     def _follow(self) -> None:
         self.look()
@@ -177,8 +210,9 @@ class Follower(Generic[Key]):
 def source(model: str, poll: float = 5.0, *, device: torch.device = CPU) -> Source:
     """What follows a registered model (models:/NAME@ALIAS, models:/NAME/VERSION) or holds a checkpoint folder."""
     if model.startswith("models:"):
-        return Follower(partial(registry.find, model), partial(_load_version, device=device), poll)
-    return Follower(lambda: Path(model), partial(_load_folder, device=device), poll)
+        load = partial(_load_version, device=device)
+        return Follower(partial(registry.find, model), load, poll, Calibrations.of_version)
+    return Follower(lambda: Path(model), partial(_load_folder, device=device), poll, Calibrations.beside)
 
 
 def check(model: str) -> None:
