@@ -15,6 +15,7 @@ from dml.data.images import ImageError, probe
 from dml.names import unknown
 from serve import schemas
 from serve.limits import Limits
+from serve.live import Live
 from serve.model import Embedder, Source, label
 from serve.schemas import ApiError
 
@@ -36,6 +37,8 @@ class Engine:
         self.source = source
         self.limits = limits or Limits()
         self._threads = threads or os.cpu_count() or 1
+        self.live = Live()
+        """What verifications measured."""
 
     def start(self) -> None:
         """Begins to look for the model, without waiting for it."""

@@ -14,13 +14,14 @@ from torch import Tensor
 from dml import checkpoint, encoders
 from dml.config import Config, DataConfig, EncoderConfig
 from dml.data import images
+from serve.calibration import Calibration
 
 
 class MeanColour:
     """An embedder with an obvious answer: the mean RGB colour of an image, scaled to unit norm."""
 
     name, version, dim, image_size, created = "colour", "7", 3, 8, 1_700_000_000
-    calibration = None
+    calibration: Calibration | None = None
 
     def decode(self, data: bytes) -> Tensor:
         return images.to_input([images.decode(data, 3)], DataConfig(image_size=8, mean=0.0, std=1.0))[0]

@@ -21,7 +21,7 @@ POINTS = [point(0.1, 0.9), point(0.01, 0.7, far_interval=(0.005, 0.02)), point(0
 
 def calibrated(*points: dict[str, Any]) -> MeanColour:
     model = MeanColour()
-    model.calibration = Calibration.of(points) if points else None  # type: ignore[assignment]
+    model.calibration = Calibration.of(points) if points else None
     return model
 
 
