@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from serve import bodies, embeddings, schemas
+from serve import bodies, drift, embeddings, page, schemas, verification
 from serve.engine import Engine
 from serve.limits import BodyLimit, Limits
 from serve.model import Embedder, Source, label
@@ -56,6 +56,9 @@ def build(source: Source, limits: Limits | None = None, *, threads: int | None =
         return schemas.ModelList(data=[_card(model)] if model else [])
 
     app.include_router(embeddings.routes(engine))
+    app.include_router(verification.routes(engine))
+    app.include_router(drift.routes(engine))
+    app.include_router(page.routes())
     return app
 
 
