@@ -31,9 +31,11 @@ from dml.metrics.operating_points import OperatingPoint, UnreachableFARError, ch
 from serve.calibration import REGISTERED, Calibration
 from serve.calibrations import Calibrations
 from serve.client import Client, ServiceError
-from serve.model import CHUNK, CheckpointEmbedder
+from serve.model import CheckpointEmbedder, Execution
 
 Embed: TypeAlias = Callable[[Sequence[Path]], npt.NDArray[np.float32]]
+BATCH = 32
+"""Images that are decoded, and embedded, at a time."""
 FEW = 10
 """False accepts that a threshold should rest on: fewer, and another sample of pairs puts it elsewhere."""
 
@@ -179,13 +181,14 @@ def _run(options: Options, folder: Path, label: str, version: registry.ModelVers
 
 
 def _here(folder: Path) -> Embed:
-    embedder = CheckpointEmbedder(folder, "", "", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    embedder = CheckpointEmbedder(folder, "", "", Execution(device, batch=BATCH))
 
     def embed(paths: Sequence[Path]) -> npt.NDArray[np.float32]:
         chunks = []
-        for start in range(0, len(paths), CHUNK):
+        for start in range(0, len(paths), BATCH):
             inputs = []
-            for path in paths[start : start + CHUNK]:
+            for path in paths[start : start + BATCH]:
                 try:
                     inputs.append(embedder.decode(path.read_bytes()))
                 except (OSError, ImageError) as error:

@@ -7,19 +7,7 @@ import numpy as np
 from dml.metrics.distance_histograms import BINS, DistanceHistograms, bins_of
 from dml.metrics.operating_points import OperatingPoint
 from serve.calibration import Calibration
-from serve.model import Embedder
 from tests.serve.pictures import MeanColour
-
-
-class Held:
-    """A source that holds one model, or none."""
-
-    def __init__(self, current: Embedder | None, trouble: str | None = None) -> None:
-        self.current, self.trouble = current, trouble
-
-    def start(self) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 def distances(seed: int, count: int, share: float, shift: float = 0.0) -> np.ndarray:

@@ -12,8 +12,7 @@ from cluster import registry
 from dml.metrics.labelled_pairs import calibrate_labelled, read_pairs
 from serve import api, calibrate, model
 from serve.calibrations import Calibrations
-from tests.serve.calibrated import Held
-from tests.serve.pictures import offline, write_checkpoint
+from tests.serve.pictures import Held, offline, write_checkpoint
 from tests.serve.server import running
 
 CLASSES, EACH = 6, 5
@@ -123,7 +122,7 @@ def test_a_folder_needs_no_registry_and_a_dry_run_changes_nothing(
 def test_a_running_service_may_embed_the_images(pairs: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrate.main(["--pairs", str(pairs), "--model", str(folder), "--far", "0.1", "--dry-run"]) == 0
     here = capsys.readouterr().out
-    embedder = model.CheckpointEmbedder(folder, "onethreshold", "mine")
+    embedder = model.CheckpointEmbedder(folder, "onethreshold", "mine", model.Execution(batch=8))
     with running(api.build(Held(embedder))) as url:
         words = ["--pairs", str(pairs), "--model", str(folder), "--far", "0.1", "--dry-run", "--url", url]
         assert calibrate.main(words) == 0

@@ -129,7 +129,7 @@ def test_a_copy_lies_with_the_downloaded_version_for_when_the_registry_is_down(v
 def test_a_service_takes_it_up_at_its_next_look_without_loading_the_model_again(
     version: registry.ModelVersion, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = model.source(f"models:/{version.name}/{version.version}")
+    source = model.source(f"models:/{version.name}/{version.version}", execution=model.Execution(batch=8))
     assert isinstance(source, model.Follower)
     source.look()
     before = source.current
@@ -148,14 +148,14 @@ def test_a_service_takes_it_up_at_its_next_look_without_loading_the_model_again(
         f"{version.label} is decided by calibration {MADE.id} now"
     ]
 
-    restarted = model.CheckpointEmbedder(registry.download(version), version.name, "1")
+    restarted = model.CheckpointEmbedder(registry.download(version), version.name, "1", model.Execution(batch=8))
     assert restarted.calibration == MADE
 
 
 def test_a_broken_calibration_changes_nothing_and_is_logged_once(
     version: registry.ModelVersion, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = model.source(f"models:/{version.name}/1")
+    source = model.source(f"models:/{version.name}/1", execution=model.Execution(batch=8))
     assert isinstance(source, model.Follower)
     Calibrations.of_version(version).use(MADE)
     source.look()
@@ -171,7 +171,7 @@ def test_a_broken_calibration_changes_nothing_and_is_logged_once(
 
 def test_a_folder_is_recalibrated_live_too(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "mine", seed=0)
-    source = model.source(str(folder))
+    source = model.source(str(folder), execution=model.Execution(batch=8))
     assert isinstance(source, model.Follower)
     source.look()
     assert source.current is not None

@@ -32,8 +32,8 @@ from serve.client import (
 from serve.client.__main__ import main
 from serve.client.retries import Tries, retry_after
 from serve.limits import Limits
-from tests.serve.calibrated import Held, calibration, colour
-from tests.serve.pictures import data_uri, png
+from tests.serve.calibrated import calibration, colour
+from tests.serve.pictures import Held, data_uri, png
 from tests.serve.server import running
 
 RED, PINK, BLUE = png((255, 0, 0)), png((255, 64, 0)), png((0, 0, 255))

@@ -17,8 +17,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serve import api, page, schemas
 from serve.calibration import Calibration
 from serve.schemas import ApiError
-from tests.serve.calibrated import Held, calibration, colour
-from tests.serve.pictures import png
+from tests.serve.calibrated import calibration, colour
+from tests.serve.pictures import Held, png
 from tests.serve.server import running
 
 BINARY = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -13,8 +13,8 @@ from dml.metrics.drift import ENOUGH
 from serve import api
 from serve.limits import Limits
 from serve.live import EVERY, WINDOW, Live
-from tests.serve.calibrated import Held, calibration, colour, distances
-from tests.serve.pictures import data_uri, png
+from tests.serve.calibrated import calibration, colour, distances
+from tests.serve.pictures import Held, data_uri, png
 
 LIMITS = Limits(images=3, image_bytes=20_000, request_bytes=100_000, pixels=10_000, aspect=20)
 RED, PINK, BLUE = (data_uri(png(rgb)) for rgb in ((255, 0, 0), (255, 64, 0), (0, 0, 255)))
