@@ -129,7 +129,7 @@ def verification(read: Mapping[str, Any]) -> Verification:
 
 def search_result(read: Mapping[str, Any]) -> SearchResult:
     """From the JSON of POST /v1/search."""
-    hits = tuple(_known(Hit, {"match": None, **hit}) for hit in read["data"])
+    hits = tuple(_known(Hit, {"match": None, **hit}, metadata=hit.get("metadata") or {}) for hit in read["data"])
     return _known(SearchResult, read, data=hits, operating_point=_point(read.get("operating_point")))
 
 

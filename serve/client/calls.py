@@ -93,11 +93,15 @@ def steps(call: Call[Result], retries: Retries) -> Generator[Send | Wait, Outcom
         ServiceError: the service refused or failed, or could not be reached in time.
     """
     tries = Tries(retries)
+    lost = False
     while True:
         came = yield Send(tries.left)
         answer = came if isinstance(came, httpx.Response) else None
-        if answer is not None and answer.is_success:
+        # What is no longer there may have been deleted by a try whose answer was lost.
+        deleted = lost and call.method == "DELETE" and answer is not None and answer.status_code == 404
+        if answer is not None and (answer.is_success or deleted):
             return _read(call, answer)
+        lost = lost or answer is None
         seconds = tries.wait(answer) if answer is not None or isinstance(came, _PASSING) else None
         if seconds is None:
             if answer is not None:

@@ -163,6 +163,10 @@ async function compare() {
     if (answer.calibration !== (calibration?.id ?? null)) await loadCalibration();
     distance = answer.distance;
     chart.show({ distance });
+  } catch (error) {
+    const named = (_, side, verb) => `The ${side === "a" ? "first" : "second"} image ${verb}`;
+    if (error instanceof Refused) error.message = error.message.replace(/^(a|b) (is|has)\b/, named);
+    throw error;
   } finally {
     if (mine === comparison) {
       at("decision").removeAttribute("aria-busy");
@@ -175,8 +179,8 @@ function decide() {
   const verdict = at("verdict");
   if (distance === null || stop === null) {
     verdict.className = "";
-    const missing = chosen.a || chosen.b ? "Give a second image to see how far apart they are." : "";
-    say("No pair yet", missing || "Give two images to see how far apart they are.");
+    if (chosen.a && chosen.b) say("No answer", "This pair was not compared.");
+    else say("No pair yet", `Give ${chosen.a || chosen.b ? "a second image" : "two images"} to see how far apart they are.`);
     return;
   }
   const { threshold } = stops[stop];

@@ -214,6 +214,20 @@ def test_a_server_that_is_away_is_tried_again_and_then_named_unavailable() -> No
         client.ready()
 
 
+def test_a_deletion_whose_answer_was_lost_has_succeeded_when_nothing_is_there() -> None:
+    gone = httpx.Response(404, json={"error": {"message": "no such gallery", "type": "x", "param": None, "code": None}})
+    steps = calls.steps(calls.delete_gallery("shop"), QUICK)
+    next(steps)
+    assert isinstance(steps.send(httpx.ReadError("reset")), calls.Wait)
+    steps.send(None)
+    with pytest.raises(StopIteration):
+        steps.send(gone)
+    steps = calls.steps(calls.delete_gallery("shop"), QUICK)
+    next(steps)
+    with pytest.raises(NotFoundError, match="no such gallery"):
+        steps.send(gone)
+
+
 def test_waits_grow_are_spread_and_never_exceed_the_deadline() -> None:
     spread = [Tries(Retries(deadline=1000)) for _ in range(200)]
     for failed in range(8):
