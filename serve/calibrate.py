@@ -138,6 +138,8 @@ def measure(
 def _check(options: Options) -> None:
     if options.action == "set" and not options.pairs:
         raise ValueError("pairs: name the CSV file of labelled pairs, --pairs pairs.csv")
+    if options.action == "set" and not Path(options.pairs).is_file():
+        raise ValueError(f"pairs: there is no file {options.pairs!r}")
     if options.action == "revert" and not options.id:
         raise ValueError(f"revert takes the id of a calibration, or {REGISTERED}; list shows them")
     if options.action != "revert" and options.id:

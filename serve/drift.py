@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from dml.metrics.distance_histograms import EDGES
-from dml.metrics.drift import ENOUGH
+from dml.metrics.drift import ENOUGH, Level
 from serve import schemas
 from serve.engine import Engine
 from serve.live import WINDOW
@@ -21,7 +21,7 @@ class DriftAnswer(BaseModel):
     object: Literal["drift"] = "drift"
     scope: Literal["replica"] = "replica"
     """The replica that answers: each counts what it measured itself."""
-    level: Literal["stable", "watch", "drifted"] | None
+    level: Level | None
     """What the divergence beyond noise means; null for too few distances, or a calibration without histograms."""
     divergence: float | None
     """Jensen-Shannon, in bits, 0 to 1, from the nearest mixture of the calibration's positives and negatives."""

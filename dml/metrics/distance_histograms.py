@@ -36,8 +36,9 @@ class DistanceHistograms:
     @classmethod
     def of(cls, pairs: PairDistances) -> "DistanceHistograms":
         """The histograms of pairs that are counted by distance, Euclidean or cosine."""
-        distances_M = np.asarray(to_distance(to_similarity(pairs.distances_M, pairs.distance), "euclidean"))
-        bins_M = bins_of(np.nan_to_num(distances_M))  # the root of a rounding error below 0
+        # Duplicates stand on the far edge of their cell, beyond a similarity of 1.
+        similarity_M = np.minimum(to_similarity(pairs.distances_M, pairs.distance), 1.0)
+        bins_M = bins_of(to_distance(similarity_M, "euclidean"))
         positives, negatives = (
             np.bincount(bins_M, weights=counts_M, minlength=BINS).astype(np.int64).tolist()
             for counts_M in (pairs.positives_M, pairs.negatives_M)

@@ -7,11 +7,14 @@ class is no drift, distances of a shape that no share explains are.
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from dml.metrics.distance_histograms import BINS, DistanceHistograms
 from dml.metrics.inputs import Counts, Floats
+
+Level: TypeAlias = Literal["stable", "watch", "drifted"]
 
 COARSE = 20
 """Bins that distances are compared in: fewer than are drawn, since each adds to the noise."""
@@ -35,7 +38,7 @@ class Drift:
     """The share of positives in the nearest mixture, 0 to 1."""
 
     @property
-    def level(self) -> str:
+    def level(self) -> Level:
         """stable, watch or drifted: the divergence beyond noise, below WATCH, below DRIFTED, or above."""
         beyond = self.divergence - self.noise
         return "stable" if beyond < WATCH else "watch" if beyond < DRIFTED else "drifted"

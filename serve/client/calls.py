@@ -168,7 +168,7 @@ def add(gallery: str, rows: Iterable[Row]) -> Iterator[Call[int]]:
 
     def sized() -> Iterator[tuple[dict[str, Any], int]]:
         for id_, item, *metadata in rows:
-            row: dict[str, Any] = {"id": id_, "input": encoded(item)}  # type: ignore[arg-type]
+            row: dict[str, Any] = {"id": id_, "input": encoded(item)}
             if metadata:
                 row["metadata"] = metadata[0]
             yield row, len(json.dumps(row))
