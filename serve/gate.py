@@ -8,7 +8,6 @@ time-outs off, and answers in a shape of its own.
 import asyncio
 import os
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -134,7 +133,7 @@ class Gate:
                 raise ApiError(401, "no valid API key; send one as Authorization: Bearer KEY", code="invalid_api_key")
             return name
         # The name that the client used too: another one may be a page's that was made to point here.
-        host = urlsplit("//" + headers.get(b"host", b"127.0.0.1").decode("latin-1")).hostname or ""
+        host = _hostname(headers.get(b"host", b"127.0.0.1").decode("latin-1"))
         if not (keys.is_loopback(host) and keys.is_loopback((scope.get("client") or ("",))[0])):
             message = "this service has no API keys, so that only the machine it runs on may use it, as 127.0.0.1"
             raise ApiError(403, message, code="no_api_keys")
@@ -220,6 +219,11 @@ class _Answer:
 
 def _open(path: str) -> bool:
     return path in OPEN or path.startswith(ASSETS)
+
+
+def _hostname(host: str) -> str:
+    """Of a Host header: without the port, and without the brackets of IPv6."""
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
 def _without(scope: Scope) -> Scope:

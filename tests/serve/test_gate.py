@@ -270,8 +270,9 @@ def test_clients_cannot_give_serve_orders() -> None:
     assert seen == [b"accept"]
 
 
-def test_one_line_a_request_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "ray.serve.access"):
+def test_one_line_a_request_in_the_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "log", logging.getLogger("access"))  # Ray's own loggers keep lines from pytest
+    with caplog.at_level(logging.INFO, "access"):
         ask(
             Gate(answering(), Limits(), KNOWN),
             path="/v1/x\nfake 200",
