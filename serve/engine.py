@@ -113,7 +113,7 @@ class Engine:
 
     async def _decoded(self, model: Embedder, items: Sequence[tuple[str, Item]]) -> list[Input]:
         handed = [items[start : start + HANDED] for start in range(0, len(items), HANDED)]
-        done = await self.in_threads(lambda some: [pre(model, *item, self.limits) for item in some], handed)
+        done = await self.in_threads(lambda some: [pre(model, name, item, self.limits) for name, item in some], handed)
         return [value for some in done for value in some]
 
     async def in_threads(self, function: Callable[[Any], Result], items: Iterable[Any]) -> list[Result]:
