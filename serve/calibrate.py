@@ -124,7 +124,7 @@ def measure(
         try:
             points += calibrate_labelled(pairs, names, embeddings_ND, far=[target])
         except UnreachableFARError as error:
-            remarks.append(f"no threshold for FAR {target:g}: {error}; {wanted}")
+            remarks.append(f"{error}; {wanted}")
             continue
         if target * negatives < FEW:
             remarks.append(f"the threshold for FAR {target:g} rests on fewer than {FEW} false accepts; {wanted}")
@@ -132,6 +132,10 @@ def measure(
         return Found(None, before, tuple(remarks))
     histograms = DistanceHistograms.of(labelled_pair_distances(pairs, names, embeddings_ND))
     calibration = Calibration.of([asdict(point) for point in points], histograms, source, int(time.time()))
+    offered = {point.far_target for point in points}
+    gone = [f"{point.far_target:g}" for point in (used.points if used else ()) if point.far_target not in offered]
+    if gone:
+        remarks.append(f"requests that ask for FAR {' or '.join(gone)} will be refused: --far sets further points")
     return Found(calibration, before, tuple(remarks))
 
 
@@ -175,9 +179,9 @@ def _run(options: Options, folder: Path, label: str, version: registry.ModelVers
         print("--dry-run: nothing is changed")
         return 0
     calibrations.use(found.calibration)
-    back = REGISTERED if used is None or used.source == REGISTERED else used.id
     print(f"{label} is decided by calibration {found.calibration.id} now; services take it up within seconds")
-    if used is not None:
+    if used is not None and used.id != found.calibration.id:
+        back = used.id if used.created else REGISTERED
         print(f"back: python -m serve.calibrate revert {back} --model {options.model}")
     return 0
 

@@ -89,8 +89,9 @@ def test_new_points_of_a_registered_version_and_back(
     assert (sum(used.histograms.positives), sum(used.histograms.negatives)) == (positives, negatives)
 
     assert re.search(r"0\.1 +0\.0010 +0 \(.*\) +1 \(.*\)", shown.out), "what the old threshold does to these pairs"
-    assert "no threshold for FAR 0.001" in shown.err
+    assert "FAR 0.001 cannot be reached" in shown.err
     assert "the threshold for FAR 0.01 rests on fewer than 10 false accepts; about 1,000 negatives" in shown.err
+    assert "back: python -m serve.calibrate revert registered --model models:/recalibrated@champion" in shown.out
     assert f"recalibrated@1 is decided by calibration {used.id} now" in shown.out
 
     assert calibrate.main(["list", *words]) == 0
@@ -117,6 +118,8 @@ def test_a_folder_needs_no_registry_and_a_dry_run_changes_nothing(
     used = Calibrations.beside(folder).current()
     assert used is not None
     assert [point.far_target for point in used.points] == [0.1]
+    assert calibrate.main(["--pairs", str(pairs), "--model", str(folder), "--far", "0.2"]) == 0
+    assert "requests that ask for FAR 0.1 will be refused" in capsys.readouterr().err
 
 
 def test_a_running_service_may_embed_the_images(pairs: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
