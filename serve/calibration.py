@@ -2,18 +2,25 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dml.metrics.operating_points import OperatingPoint
+from dml.metrics.operating_points import OperatingPoint, to_distance, to_similarity
 from serve.schemas import ApiError
+
+if TYPE_CHECKING:
+    from serve.model import Embedder
+
+FARTHEST = 2.0
+"""The Euclidean distance of opposite unit vectors."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Operating points, ascending by FAR target.
+    """Operating points, ascending by FAR target, their thresholds as Euclidean distances.
 
     Attributes:
         id: twelve hexadecimal digits of the points' SHA-256; answers carry it.
@@ -25,16 +32,21 @@ class Calibration:
 
     @classmethod
     def of(cls, points: Sequence[Mapping[str, Any]]) -> "Calibration":
-        """From JSON-like operating points, as `cluster.registry.register` stores them."""
+        """From JSON-like operating points, as `cluster.registry.register` stores them, in either distance."""
         read = sorted((OperatingPoint(**point) for point in points), key=lambda point: point.far_target)
         text = json.dumps([asdict(point) for point in read], sort_keys=True)
-        return cls(hashlib.sha256(text.encode()).hexdigest()[:12], tuple(read))
+        return cls(hashlib.sha256(text.encode()).hexdigest()[:12], tuple(_euclidean(point) for point in read))
 
     @classmethod
     def read(cls, path: Path) -> "Calibration | None":
         """From an operating_points.json; None when there is none, or none in it."""
         points = json.loads(path.read_text()) if path.is_file() else []
         return cls.of(points) if points else None
+
+    @property
+    def middle(self) -> OperatingPoint:
+        """What decides when a request names neither a FAR nor a threshold; of two middle ones, the stricter."""
+        return self.points[(len(self.points) - 1) // 2]
 
     def at(self, far: float) -> OperatingPoint:
         """The operating point with this FAR target.
@@ -43,8 +55,46 @@ class Calibration:
             ApiError: none was calibrated for it.
         """
         for point in self.points:
-            if abs(point.far_target - far) <= 1e-9:
+            if math.isclose(point.far_target, far, rel_tol=1e-6):
                 return point
         valid = ", ".join(f"{point.far_target:g}" for point in self.points)
         message = f"far: {far:g} was not calibrated; valid: {valid}, or give a threshold"
         raise ApiError(422, message, param="far", code="far_not_calibrated")
+
+
+def decide(model: "Embedder", far: float | None, threshold: float | None) -> tuple[float, OperatingPoint | None]:
+    """The threshold that a request is decided by, and the operating point that it comes from.
+
+    Args:
+        model: that answers the request.
+        far: the FAR target of one of its operating points.
+        threshold: a Euclidean distance in [0, 2], in place of an operating point.
+
+    Returns:
+        A Euclidean distance: what is at it or nearer matches. With neither `far` nor `threshold`, that of the middle
+        operating point. None beside a threshold that was given.
+
+    Raises:
+        ApiError: both are given, or a threshold that is no distance, or a FAR that was not calibrated; or neither, and
+            the model has no operating points.
+    """
+    if threshold is not None:
+        if far is not None:
+            raise ApiError(422, "far and threshold: give one of them", param="threshold", code="far_and_threshold")
+        if not 0 <= threshold <= FARTHEST:
+            message = f"threshold: {threshold:g} is no distance of unit vectors; valid: 0 to {FARTHEST:g}"
+            raise ApiError(422, message, param="threshold", code="not_a_distance")
+        return threshold, None
+    if model.calibration is None:
+        served = f"{model.name}@{model.version}"
+        message = f"{served} has no operating points: give a threshold (python -m serve.calibrate sets points)"
+        raise ApiError(422, message, param=None if far is None else "far", code="not_calibrated")
+    point = model.calibration.middle if far is None else model.calibration.at(far)
+    return point.threshold, point
+
+
+def _euclidean(point: OperatingPoint) -> OperatingPoint:
+    if point.distance == "euclidean":
+        return point
+    threshold = float(to_distance(to_similarity(point.threshold, point.distance), "euclidean"))
+    return replace(point, threshold=threshold, distance="euclidean")
