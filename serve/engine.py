@@ -100,7 +100,12 @@ def pre(model: Embedder, param: str, item: Item, limits: Limits) -> torch.Tensor
     """
     if not isinstance(item, str | bytes):
         return _unit(model, param, item)
-    data = schemas.image_bytes(item, param, most=limits.image_bytes) if isinstance(item, str) else item
+    most = limits.image_bytes
+    data = (
+        schemas.image_bytes(item, param, most=most)
+        if isinstance(item, str)
+        else schemas.file_bytes(item, param, most=most)
+    )
     try:
         width, height = probe(data)
         if width * height > limits.pixels:

@@ -2,15 +2,22 @@
 
 import base64
 import binascii
+import math
 import re
 from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, PlainValidator, model_validator
 
 from dml.names import unknown
 
-TYPES = {429: "rate_limit_error", 500: "server_error", 503: "service_unavailable"}
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable",
+}
 RETRY_AFTER_S = 5
 
 
@@ -22,14 +29,24 @@ class ApiError(Exception):
         message: what is wrong and what would be right; shown to the client, so without paths and traces.
         param: the field that is wrong, e.g. input[3].
         code: a word for programs, e.g. image_too_large.
+        retry_after: seconds until another try makes sense; of 429 and 503.
     """
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float = RETRY_AFTER_S,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
         self.code = code
+        self.retry_after = max(1, math.ceil(retry_after))
 
 
 class ErrorDetail(BaseModel):
@@ -47,8 +64,18 @@ class ErrorAnswer(BaseModel):
     error: ErrorDetail
 
 
+def _image(value: Any) -> str | bytes:
+    if isinstance(value, str | bytes):
+        return value
+    raise ValueError("an image is a string: a data URI or bare base64")
+
+
+Image = Annotated[str | bytes, PlainValidator(_image, json_schema_input_type=str)]
+"""A data URI or bare base64 in JSON; the bytes of an image file in a form or a raw body."""
+
+
 def _one_or_many(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str | bytes) else value
 
 
 class EmbeddingsRequest(BaseModel):
@@ -58,7 +85,7 @@ class EmbeddingsRequest(BaseModel):
 
     # FailFast: a list of a million wrong items gets one error, not a million.
     input: Annotated[
-        list[str],
+        list[Image],
         FailFast(),
         BeforeValidator(_one_or_many, json_schema_input_type=str | list[str]),
         Field(min_length=1, examples=[["data:image/png;base64,iVBORw0KGgo..."]]),
@@ -144,12 +171,23 @@ class Ready(BaseModel):
     image_size: int
 
 
+ALWAYS = (401, 403, 408, 429, 500, 503)
+"""Statuses that any route can answer: keys, rates, time-outs and load are looked at before it is reached."""
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` of a route that answers these errors, and those that any route can answer."""
+    return {status: {"model": ErrorAnswer} for status in sorted({*statuses, *ALWAYS})}
+
+
 def error_response(error: ApiError) -> JSONResponse:
-    """The one shape of every error; 503 says when to try again."""
+    """The one shape of every error; 429 and 503 say when to try again, 401 how to say who one is."""
     message = error.message.encode("utf-8", "backslashreplace").decode()
     kind = TYPES.get(error.status, "invalid_request_error")
     detail = ErrorDetail(message=message, type=kind, param=error.param, code=error.code)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else None
+    headers = {"Retry-After": str(error.retry_after)} if error.status in (429, 503) else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse({"error": detail.model_dump()}, error.status, headers=headers)
 
 
@@ -200,6 +238,15 @@ def image_bytes(text: str, param: str, *, most: int) -> bytes:
             param=param,
             code="not_base64",
         ) from error
+    return file_bytes(data, param, most=most)
+
+
+def file_bytes(data: bytes, param: str, *, most: int) -> bytes:
+    """The bytes of an image file as they are, if they may be as many.
+
+    Raises:
+        ApiError: nothing, or more than `most` bytes.
+    """
     if len(data) > most:
         raise _too_long(param, most)
     if not data:
