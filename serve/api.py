@@ -7,20 +7,26 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from serve import bodies, embeddings, schemas
+from serve import bodies, embeddings, models, schemas
 from serve.engine import Engine
-from serve.limits import BodyLimit, Limits
-from serve.model import Embedder, Source, label
+from serve.gate import Gate
+from serve.keys import Keys
+from serve.limits import Limits
+from serve.model import Source, label
 from serve.schemas import ApiError
 
 
-def build(source: Source, limits: Limits | None = None, *, threads: int | None = None) -> FastAPI:
+def build(
+    source: Source, limits: Limits | None = None, *, threads: int | None = None, keys: Keys | None = None
+) -> FastAPI:
     """The app: /v1/embeddings, /v1/models, /healthz, /readyz, and /docs.
 
     Args:
         source: where each request finds the model; started and stopped with the app.
-        limits: the most that a request may carry.
+        limits: the most that a request, a key and all together may ask for.
         threads: that decode images, beside the one that runs the model.
+        keys: the API keys, one of which every request must bring; without any in it only this machine is served.
+            None: whoever asks is.
     """
     engine = Engine(source, limits, threads=threads)
 
@@ -33,7 +39,8 @@ def build(source: Source, limits: Limits | None = None, *, threads: int | None =
             engine.stop()
 
     app = FastAPI(title="OneThreshold", summary="Image embeddings with one threshold.", lifespan=lifespan)
-    app.add_middleware(BodyLimit, request_bytes=engine.limits.request_bytes)
+    app.state.engine = engine
+    app.add_middleware(Gate, limits=engine.limits, known=keys)
     _speak_in_one_shape(app)
 
     @app.get("/healthz")
@@ -46,23 +53,17 @@ def build(source: Source, limits: Limits | None = None, *, threads: int | None =
         """A model is loaded."""
         model = engine.model()
         return schemas.Ready(
-            model=label(model), name=model.name, version=model.version, dim=model.dim, image_size=model.image_size
+            model=label(model),
+            name=model.name,
+            version=model.version,
+            dim=model.dim,
+            image_size=model.image_size,
+            note=source.trouble,
         )
 
-    @app.get("/v1/models")
-    async def models() -> schemas.ModelList:
-        """What is served; empty until a champion is loaded."""
-        model = source.current
-        return schemas.ModelList(data=[_card(model)] if model else [])
-
+    app.include_router(models.routes(engine))
     app.include_router(embeddings.routes(engine))
     return app
-
-
-def _card(model: Embedder) -> schemas.ModelCard:
-    return schemas.ModelCard(
-        id=model.name, created=model.created, version=model.version, dim=model.dim, image_size=model.image_size
-    )
 
 
 def _speak_in_one_shape(app: FastAPI) -> None:

@@ -135,25 +135,6 @@ class EmbeddingsAnswer(BaseModel):
     usage: Usage = Usage()
 
 
-class ModelCard(BaseModel):
-    """A model that is served."""
-
-    id: str = Field(examples=["onethreshold"])
-    object: Literal["model"] = "model"
-    created: int = Field(description="When its weights were written, in seconds since 1970.")
-    owned_by: str = "onethreshold"
-    version: str = Field(examples=["3"])
-    dim: int = Field(description="D, the dimension of its embeddings.")
-    image_size: int = Field(description="Height and width that images are resized to, in pixels.")
-
-
-class ModelList(BaseModel):
-    """What is served; empty until a champion is loaded."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
-
-
 class Health(BaseModel):
     """The process lives."""
 
@@ -169,6 +150,16 @@ class Ready(BaseModel):
     version: str
     dim: int
     image_size: int
+    note: str | None = Field(None, description="What is wrong all the same, e.g. a registry that is down.")
+
+
+ALWAYS = (401, 403, 408, 429, 500, 503)
+"""Statuses that any route can answer: keys, rates, time-outs and load are looked at before it is reached."""
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` of a route that answers these errors, and those that any route can answer."""
+    return {status: {"model": ErrorAnswer} for status in sorted({*statuses, *ALWAYS})}
 
 
 ALWAYS = (401, 403, 408, 429, 500, 503)
