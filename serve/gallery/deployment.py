@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import ray
 import ray.serve
+from ray.serve.exceptions import RayServeException
 
 from serve.gallery.galleries import Galleries
 from serve.gallery.limits import GalleryLimits
@@ -47,8 +49,14 @@ def _answered(
 
 def _asked(method: Method[Given, Result]) -> Callable[Concatenate["Remote", Given], Coroutine[Any, Any, Result]]:
     async def asked(self: "Remote", /, *given: Given.args, **named: Given.kwargs) -> Result:
-        # Serialised before it is sent: the galleries may keep what they get, and the rows are views of larger arrays.
-        answer: Result | Refusal = await getattr(self.handle(), method.__name__).remote(*given, **named)
+        answer: Result | Refusal
+        try:
+            answer = await getattr(self.handle(), method.__name__).remote(*given, **named)
+        except ray.exceptions.RayTaskError:
+            raise  # a bug, which the replica's log shows
+        except (ray.exceptions.RayError, RayServeException) as error:
+            message = "the galleries are busy or being restarted; try again: an item that was added already is replaced"
+            raise ApiError(503, message, code="galleries_unavailable") from error
         if isinstance(answer, Refusal):
             raise ApiError(answer.status, answer.message, param=answer.param, code=answer.code)
         return answer

@@ -162,6 +162,7 @@ def test_galleries_survive_the_death_of_their_process(service: Service) -> None:
         )
         if answer.status_code == 200:
             break
+        assert answer.status_code == 503, answer.text
         assert time.monotonic() < deadline, answer.text
         time.sleep(0.2)
     assert answer.json()["data"][0]["id"] == "3"
