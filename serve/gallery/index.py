@@ -26,8 +26,8 @@ RECALL, RECALL_K = 0.99, 10
 DEEPEST = 50
 """Neighbours asked for beyond which a search is exact: the recall was measured on few."""
 _SPARE = 32  # candidates beyond the neighbours asked for, since 8-bit codes mix up the order of near ones
-_SAMPLE = 128  # rows that the recall is measured on
-_TRAINING = 64  # rows a list that the lists' centres are learnt from
+_SAMPLE = 256  # rows that the recall is measured on
+_TRAINING, _ROUNDS = 40, 6  # rows a list that the lists' centres are learnt from by k-means, and its rounds
 _CHUNK = 8192  # rows put into the lists at a time, between which writers get their turn
 
 
@@ -137,7 +137,7 @@ class Index:
         self._faiss.omp_set_num_threads(threads)
         with self._lock.shared():
             count = self._count
-            lists = max(1, round(count**0.5))
+            lists = max(1, round(4 * count**0.5))
             rng = np.random.default_rng(0)
             training = self.rows[rng.choice(count, min(count, _TRAINING * lists), replace=False)]
             sample = rng.choice(count, min(count, _SAMPLE), replace=False)
@@ -221,6 +221,7 @@ def _inverted_file(faiss: Any, training: Rows, lists: int) -> Any:
     ivf = faiss.IndexIVFScalarQuantizer(
         quantizer, dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
     )
+    ivf.cp.niter = _ROUNDS
     ivf.cp.min_points_per_centroid = 1  # it would warn of small tests
     ivf.train(training)
     # By which rows are found again when they are replaced or removed.

@@ -295,7 +295,7 @@ def test_a_large_gallery_gets_an_index_by_itself(tmp_path: Path) -> None:
         while (await galleries.info("shop")).index.kind == "flat":
             await asyncio.sleep(0.02)
         report = (await galleries.info("shop")).index
-        assert (report.kind, report.recall >= 0.99, report.measured_on) == ("ivf", True, 128)
+        assert (report.kind, report.recall >= 0.99, report.measured_on) == ("ivf", True, 256)
         exact = np.argsort(np.linalg.norm(rows - rows[7], axis=1))[:10]
         found = await galleries.search("shop", "m@1", rows[7], 10)
         assert len({each.id for each in found} & {str(n) for n in exact}) >= 9
