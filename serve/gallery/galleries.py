@@ -198,6 +198,14 @@ class Galleries:
         gallery = self._find(name)
         return await self._in(self._searching, lambda: gallery.store.page(after, limit))
 
+    async def image(self, name: str, item: str) -> bytes:
+        """The image file of an item, as it was added."""
+        gallery = self._find(name)
+        found = await self._in(self._searching, lambda: gallery.store.image(item))
+        if found is None:
+            raise refusals.no_image(name, item)
+        return found
+
     async def search(self, name: str, model: str, query_D: Row, k: int) -> list[Found]:
         """The k nearest items, nearest first.
 

@@ -24,6 +24,12 @@ def unknown_item(name: str, item: str) -> ApiError:
     return ApiError(404, f"gallery {name!r} has no item {item[:100]!r}", param="id", code="item_not_found")
 
 
+def no_image(name: str, item: str) -> ApiError:
+    """An item whose image was never kept, or no such item."""
+    message = f"gallery {name!r} keeps no image of {item[:100]!r}"
+    return ApiError(404, message, param="id", code="image_not_found")
+
+
 def damaged(name: str) -> ApiError:
     """A gallery whose file on the disk is damaged."""
     message = f"gallery {name!r} is damaged on the disk; the server's log says where. Restore it, or delete it"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
+from dml.data.images import media_type
 from serve import schemas as shared
 from serve.calibration import decide
 from serve.engine import Engine
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from serve.gallery.deployment import Asked
 
 _GALLERY = "/v1/galleries/{name}"
+IMAGE_HEADERS = {
+    # The file is a client's: a browser must not take it for a page of this service.
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "private, no-cache",
+}
 
 
 def routes(engine: Engine, galleries: "Asked | None", limits: GalleryLimits | None = None) -> APIRouter:
@@ -140,6 +147,20 @@ def _add_item_routes(
         )
 
     # An id may hold slashes: many are paths.
+    @router.get(
+        _GALLERY + "/items/{item:path}/image",
+        response_class=Response,
+        responses={
+            200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}},
+            **shared.errors(404, 409),
+        },
+    )
+    async def image(name: str, item: str) -> Response:
+        """The image file of an item, where images are kept."""
+        data = await galleries.image(name, item)
+        [media] = await engine.in_threads(media_type, [data])
+        return Response(data, media_type=media, headers=IMAGE_HEADERS)
+
     @router.delete(_GALLERY + "/items/{item:path}", responses=shared.errors(404, 409))
     async def delete(name: str, item: str) -> schemas.Deleted:
         """Takes an item out."""

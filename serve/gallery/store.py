@@ -202,6 +202,13 @@ class Store:
                 return found
             after = names[-1]
 
+    def image(self, name: str) -> bytes | None:
+        """The image file of an item; None where none is kept, or there is no such item."""
+        with self.lock.shared():
+            slot = self._slots.get(name)
+            digest = None if slot is None else self._digests[slot]
+        return None if digest is None else self._images.read(digest)
+
     @property
     def kept_images(self) -> int:
         """Image files that are kept."""

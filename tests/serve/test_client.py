@@ -31,6 +31,8 @@ from serve.client import (
 )
 from serve.client.__main__ import main
 from serve.client.retries import Tries, retry_after
+from serve.gallery.galleries import Galleries
+from serve.gallery.limits import GalleryLimits
 from serve.limits import Limits
 from tests.serve.calibrated import calibration, colour
 from tests.serve.pictures import Held, data_uri, png
@@ -42,8 +44,9 @@ CALIBRATION = calibration()
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running(api.build(Held(colour(CALIBRATION)), Limits(images=40))) as url:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    galleries = Galleries(tmp_path_factory.mktemp("galleries"), GalleryLimits())
+    with running(api.build(Held(colour(CALIBRATION)), Limits(images=40), galleries=galleries)) as url:
         yield url
 
 
@@ -251,6 +254,32 @@ def test_answers_that_are_no_answers_are_errors_of_the_service() -> None:
                 client.models()
         with pytest.raises(NotFoundError, match="HTTP 404: <h1>Not here"):
             client.models()
+
+
+def test_a_gallery_from_its_making_to_its_end(
+    url: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Client(url) as client:
+        assert client.galleries() == []
+        assert (client.create_gallery("shop", keep_images=True).items, client.gallery("shop").keep_images) == (0, True)
+        rows = [(f"row/{number:03}", [1.0, number / 10, 0.0]) for number in range(70)]
+        assert client.add("shop", [("red", RED, {"price": 3}), *rows]) == 71
+        assert client.add("shop", [("red", PINK, {"price": 4})]) == 1, "the same id replaces"
+        made = client.gallery("shop")
+        assert (made.items, made.model) == (71, "colour@7")
+        found = client.search("shop", files["pink"], 2, far=0.001)
+        assert (found.data[0].id, found.data[0].metadata, found.data[0].match) == ("red", {"price": 4}, True)
+        assert (found.data[1].metadata, found.calibration, found.model) == ({}, CALIBRATION.id, "colour@7")
+        assert found.data[1].distance == pytest.approx(client.verify(PINK, rows[2][1]).distance, abs=0.06)
+        assert [row["id"] for row in client.items("shop", after="row/067")] == ["row/068", "row/069"]
+        client.delete_item("shop", "row/001")
+        with pytest.raises(NotFoundError, match="no item 'row/001'"):
+            client.delete_item("shop", "row/001")
+        assert main(["--url", url, "search", "shop", str(files["pink"]), "-k", "1"]) == 0
+        assert "match  red  price=4\n1 of gallery shop, threshold 0.9" in capsys.readouterr().out
+        client.delete_gallery("shop")
+        with pytest.raises(NotFoundError, match="shop"):
+            client.gallery("shop")
 
 
 def test_galleries_are_asked_for_by_the_contracts_paths() -> None:

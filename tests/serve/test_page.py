@@ -1,6 +1,5 @@
 """The page at /: what it is made of, and in a browser what a person does with it, by mouse, keyboard and ear."""
 
-import base64
 import re
 import shutil
 from collections.abc import Iterator
@@ -8,14 +7,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.testclient import TestClient
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from serve import api, page, schemas
 from serve.calibration import Calibration
+from serve.client import Client
+from serve.gallery.galleries import Galleries
+from serve.gallery.limits import GalleryLimits
 from serve.schemas import ApiError
 from tests.serve.calibrated import calibration, colour
 from tests.serve.pictures import Held, png
@@ -83,13 +84,12 @@ def test_every_control_has_a_name_and_no_heading_level_is_skipped() -> None:
 
 
 class Service:
-    """The app around a model in the test's hands, with a small gallery, and a key when one is set."""
+    """The app around a model in the test's hands, with a gallery, and a key when one is set."""
 
-    def __init__(self, used: Calibration | None = CALIBRATION) -> None:
+    def __init__(self, folder: Path, used: Calibration | None = CALIBRATION) -> None:
         self.source = Held(colour(used))
         self.key = ""
-        self.app = api.build(self.source)
-        self.app.include_router(self._galleries())
+        self.app = api.build(self.source, galleries=Galleries(folder, GalleryLimits()))
         self.app.middleware("http")(self._guard)
         self.url = ""
 
@@ -100,28 +100,12 @@ class Service:
         answer: Response = await go_on(request)
         return answer
 
-    def _galleries(self) -> APIRouter:
-        router = APIRouter()
-        items = {name: np.array(rgb) / np.linalg.norm(rgb) for name, rgb in SHADES.items()}
-        items[HOSTILE] = np.array([0.0, 1.0, 0.0])
-
-        @router.get("/v1/galleries")
-        async def galleries() -> dict[str, Any]:
-            return {"data": [{"name": "shades", "items": len(items), "keep_images": True}]}
-
-        @router.post("/v1/search")
-        async def search(request: Request) -> dict[str, Any]:
-            body = await request.json()
-            model = colour(None)
-            [query] = model.embed([model.decode(base64.b64decode(body["query"]))])
-            far = sorted((float(np.linalg.norm(query - row)), name) for name, row in items.items())
-            return {"data": [{"id": name, "metadata": {"shelf": 3}, "distance": d} for d, name in far[: body["k"]]]}
-
-        @router.get("/v1/galleries/shades/items/{name}/image")
-        async def image(name: str) -> Response:
-            return Response(png(SHADES.get(name, (0, 255, 0))), media_type="image/png")
-
-        return router
+    def fill(self) -> None:
+        """A gallery that keeps its images."""
+        with Client(self.url) as client:
+            client.create_gallery("shades", keep_images=True)
+            shades = [(name, png(rgb), {"shelf": 3}) for name, rgb in SHADES.items()]
+            client.add("shades", [*shades, (HOSTILE, [0.0, 1.0, 0.0])])
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +119,10 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def service() -> Iterator[Service]:
-    service = Service()
+def service(tmp_path: Path) -> Iterator[Service]:
+    service = Service(tmp_path / "galleries")
     with running(service.app) as service.url:
+        service.fill()
         yield service
 
 
@@ -329,7 +314,7 @@ def test_a_key_is_asked_for_when_the_service_wants_one(tab: Page, service: Servi
     expect(tab.get_by_role("alert")).to_be_hidden()
     give(tab, pictures["red"], pictures["red"])
     expect(tab.locator("#word")).to_have_text("Same")
-    expect(tab.locator("#hits img")).to_have_count(5)
+    expect(tab.locator("#hits img")).to_have_count(4)
     tab.reload()
     expect(tab.get_by_role("button", name="0.1%")).to_be_visible()
     assert tab.evaluate("[localStorage.length, document.cookie]") == [0, ""]

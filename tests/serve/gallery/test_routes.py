@@ -64,6 +64,27 @@ def error(answer: Any) -> tuple[int, str | None, str | None, str]:
     return answer.status_code, detail["code"], detail["param"], detail["message"]
 
 
+def test_a_kept_image_comes_back_as_it_was_and_as_nothing_but_an_image(client: TestClient) -> None:
+    client.put("/v1/galleries/kept", json={"keep_images": True})
+    jpeg = png((0, 0, 255), kind="JPEG")
+    items = [
+        {"id": "a/red 1.png", "input": RED},
+        {"id": "blue", "input": data_uri(jpeg)},
+        {"id": "row", "input": [1, 0, 0]},
+    ]
+    add(client, *items, gallery="kept")
+    found = client.get("/v1/galleries/kept/items/a%2Fred%201.png/image")
+    assert (found.status_code, found.content, found.headers["content-type"]) == (200, png((255, 0, 0)), "image/png")
+    assert client.get("/v1/galleries/kept/items/blue/image").headers["content-type"] == "image/jpeg"
+    assert found.headers["x-content-type-options"] == "nosniff"
+    assert "sandbox" in found.headers["content-security-policy"]
+    add(client, {"id": "red", "input": RED})
+    for gallery, item in (("kept", "row"), ("kept", "gone"), ("shop", "red")):
+        answer = client.get(f"/v1/galleries/{gallery}/items/{item}/image")
+        assert error(answer)[:3] == (404, "image_not_found", "id")
+    assert error(client.get("/v1/galleries/none/items/red/image"))[:2] == (404, "gallery_not_found")
+
+
 def test_images_and_embeddings_are_added_and_found(client: TestClient) -> None:
     done = add(
         client,
