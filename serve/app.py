@@ -110,8 +110,10 @@ def deployment(options: Options) -> ray.serve.Application:
     batch, compiled = options.batch, options.compile
 
     def app() -> FastAPI:
-        execution = model.Execution(session.use_device(), batch, compiled)
-        return api.build(model.source(wanted, poll, execution), limits, threads=threads, keys=keys)
+        source = model.source(wanted, poll, model.Execution(session.use_device(), batch, compiled))
+        # Before it is given requests: a replica beside others must not answer that there is no model yet.
+        source.look()
+        return api.build(source, limits, threads=threads, keys=keys)
 
     resources = {"num_cpus": options.cpus, "num_gpus": _gpus(options)}
     deployed: Any = ray.serve.deployment(
