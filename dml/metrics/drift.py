@@ -69,7 +69,7 @@ def drift(live_B: Counts, calibration: DistanceHistograms) -> Drift | None:
     variance = 1 / live.sum() + share / positives.sum() + (1 - share) / negatives.sum()
     # JS is an eighth of chi-square for small differences; one degree of freedom goes to the sum, one to the share.
     freedom = max(int(((live + positives + negatives) > 0).sum()) - 2, 0)
-    noise = min(freedom * variance / (8 * math.log(2)), 1.0)
+    noise = min(freedom * float(variance) / (8 * math.log(2)), 1.0)
     return Drift(divergence=jensen_shannon(p, share * a + (1 - share) * b), noise=noise, share=share)
 
 

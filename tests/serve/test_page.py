@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import tomllib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -63,6 +64,15 @@ def test_it_is_made_of_its_own_files_under_a_strict_policy() -> None:
     assert not [
         name for _, attributes in parts.found for name in attributes if name.startswith("on") or name == "style"
     ]
+
+
+def test_all_its_files_are_packaged() -> None:
+    project = tomllib.loads(Path(page.__file__).parents[2].joinpath("pyproject.toml").read_text())
+    assert set(project["tool"]["setuptools"]["package-data"]["serve.page"]) == set(page.TYPES)
+    assert {path.name for path in Path(page.__file__).parent.iterdir() if path.is_file()} == {
+        *page.TYPES,
+        "__init__.py",
+    }
 
 
 def test_every_control_has_a_name_and_no_heading_level_is_skipped() -> None:

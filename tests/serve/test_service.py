@@ -326,6 +326,8 @@ def test_the_command_serves_a_folder_and_leaves_no_process_behind(tmp_path: Path
         (["--model", "/no/such/folder"], "/no/such/folder is no checkpoint"),
         (["--model", "models:/onethreshold"], "models:/NAME@ALIAS"),
         (["--poll", "0"], "poll: 0 must be above 0"),
+        (["--limits.images", "0"], "images"),
+        (["--limits.imags", "1"], "unknown option '--limits.imags'; valid: --limits.images"),
         (["--port", "{taken}"], "cannot listen on 127.0.0.1:"),
     ],
 )
