@@ -4,11 +4,12 @@ A version carries two forms of the same encoder, neither with pickle: our checkp
 loads, and MLflow's own PyTorch flavour (a torch.export program), which anybody loads with `mlflow.pytorch.load_model`.
 """
 
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +137,20 @@ def tag(version: ModelVersion, tags: Mapping[str, str]) -> None:
         client.set_model_version_tag(version.name, str(version.version), key, value)
 
 
+def tags(version: ModelVersion) -> dict[str, str]:
+    """The tags of a version.
+
+    Raises:
+        MlflowException: it is not there, or the tracking server cannot be reached, or refuses.
+    """
+    return dict(_client().get_model_version(version.name, str(version.version)).tags)
+
+
+def untag(version: ModelVersion, key: str) -> None:
+    """Removes a tag of a version."""
+    _client().delete_model_version_tag(version.name, str(version.version), key)
+
+
 def promote(version: ModelVersion, alias: str = ALIAS) -> None:
     """Points an alias of the registered model to a version; services that follow the alias change over.
 
@@ -234,10 +249,10 @@ def download(version: ModelVersion) -> Path:
     """
     import mlflow.artifacts
 
-    cache = Path(os.environ.get("ONETHRESHOLD_CACHE") or Path.home() / ".cache" / "onethreshold") / "models"
-    folder = cache / f"{version.label}-{version.source.rpartition('/')[2]}"
+    folder = _folder(version)
     if folder.is_dir():
         return folder
+    cache = folder.parent
     _client()
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as scratch:
@@ -251,6 +266,28 @@ def download(version: ModelVersion) -> Path:
             if not folder.is_dir():
                 raise
     return folder
+
+
+def remember(uri: str, version: ModelVersion) -> None:
+    """Notes in the cache which version a models: URI named, for `recall`."""
+    path = _memory(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".remember-", delete=False) as scratch:
+        json.dump(asdict(version), scratch)
+    # A rename, so that it is never half-written, whoever else remembers it now.
+    Path(scratch.name).replace(path)
+
+
+def recall(uri: str) -> ModelVersion | None:
+    """The version that a models: URI named the last time, for when the registry is down.
+
+    None where nothing was remembered, or its files are no longer in the cache.
+    """
+    path = _memory(uri)
+    if not path.is_file():
+        return None
+    version = ModelVersion(**json.loads(path.read_text()))
+    return version if _folder(version).is_dir() else None
 
 
 def fetch(model: str) -> tuple[Path, str]:
@@ -269,6 +306,20 @@ def fetch(model: str) -> tuple[Path, str]:
     if version is None:
         raise ValueError(f"{model} is not in the MLflow registry; python -m tune.search registers a champion")
     return download(version), version.label
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("ONETHRESHOLD_CACHE") or Path.home() / ".cache" / "onethreshold")
+
+
+def _folder(version: ModelVersion) -> Path:
+    return _cache() / "models" / f"{version.label}-{version.source.rpartition('/')[2]}"
+
+
+def _memory(uri: str) -> Path:
+    # Of the store as well: two may have a model of this name.
+    store = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return _cache() / "resolved" / f"{hashlib.sha256(f'{store} {uri}'.encode()).hexdigest()[:24]}.json"
 
 
 def _past(name: str, alias: str, *, but: ModelVersion) -> list[int]:

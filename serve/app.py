@@ -1,30 +1,40 @@
-"""Serves the champion over HTTP with Ray Serve: `python -m serve.app`."""
+"""Serves the champion over HTTP with Ray Serve: `python -m serve.app`, or `serve.app:build` in a Serve config file."""
 
 import logging
 import os
+import re
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import ray
 import ray.serve
 import ray.serve.config
-import tyro
 from fastapi import FastAPI
 
-from cluster import registry, session, tracking
+from cluster import command_line, registry, session, tracking
 from cluster.command_line import one_line_errors
-from serve import api, model
+from dml.names import unknown
+from serve import api, gate, model
+from serve.gallery import deployment as gallery
+from serve.gallery.limits import GalleryLimits
+from serve.gallery.lock import FolderLock
+from serve.keys import Keys, is_loopback
 from serve.limits import Limits
 
 NAME = "onethreshold"
-REQUEST_TIMEOUT_S = 60.0
-# Ongoing: enough to decode beside the forward pass. Queued: more would wait longer than clients do.
-ONGOING, QUEUED = 16, 128
+ONGOING = 64
+"""Requests in a replica: enough to fill a batch with those of one image. What waits too long there is refused."""
+TARGET = 16
+"""Requests a replica that autoscaling aims at: enough to decode beside the forward pass."""
+QUEUED = 64
+"""Requests that wait at the proxy for a replica to take them; 503 beyond."""
 
 
 @dataclass(frozen=True)
@@ -36,48 +46,102 @@ class Options:
     """
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines in (there are no API keys)."""
+    """Address to listen on; 0.0.0.0 lets other machines in, which needs API keys."""
     port: int = 8000
     """Port to listen on."""
     model: str = f"models:/{registry.NAME}@{registry.ALIAS}"
     """models:/NAME@ALIAS (followed when it moves), models:/NAME/VERSION, or the path of a checkpoint folder."""
+    keys: str = ""
+    """File of API keys, lines of python -m serve.keys new NAME; unset, those in ONETHRESHOLD_KEYS."""
     poll: float = 5.0
     """Seconds between two looks at the registry."""
+    replicas: str = "1"
+    """How many replicas, or MIN:MAX, e.g. 1:4, by the requests under way."""
     cpus: float = 1.0
-    """CPUs of the replica; also its threads."""
+    """CPUs of a replica; also its threads."""
     gpus: float | None = None
-    """GPUs of the replica, e.g. 0.25; unset, one when the cluster has any."""
+    """GPUs of a replica, e.g. 0.25; unset, one when the cluster has any."""
+    batch: int | None = None
+    """Images of one forward pass; unset, measured when a model is loaded."""
+    compile: bool = False
+    """Compile the model with torch.compile: a minute or more at each change of model; needs a compiler."""
     limits: Limits = field(default_factory=Limits)
-    """The most that a request may carry."""
+    """What a request, a key and all together may ask for."""
+    galleries: str | None = None
+    """Folder of the galleries, on a volume that their replica sees; '' for none. Unset, runs/galleries where this
+    command starts Ray itself, else none."""
+    gallery_gpus: float = 0.0
+    """GPUs that galleries are searched on, where faiss-gpu is installed."""
+    gallery_limits: GalleryLimits = field(default_factory=GalleryLimits)
+    """How much galleries may hold."""
+
+
+class Embeddings:
+    """The deployment: the API, and whether a replica of it is well."""
+
+    app: Any
+
+    def __init__(self, *beside: object) -> None:
+        # Bound to this one so that Serve starts them too; the app finds them by name.
+        self.beside = beside
+
+    def check_health(self) -> None:
+        """Asked by Ray Serve every few seconds; raises when the replica must be replaced."""
+        self.app.state.engine.check()
+
+
+def build(args: Mapping[str, Any]) -> ray.serve.Application:
+    """The application for Serve config files (`serve deploy`, RayService), `serve.app:build` as its import_path.
+
+    Args:
+        args: `Options` by name, as on the command line: {"model": "models:/shop@champion", "limits": {"images": 16}}.
+            host and port are Serve's there, in http_options.
+
+    Raises:
+        ValueError: an option that there is not, or a value that is refused.
+    """
+    fields = Options.__dataclass_fields__
+    for name in args:
+        if name not in fields:
+            raise ValueError(unknown("option", name, fields))
+    try:
+        options = pydantic.TypeAdapter(Options).validate_python(dict(args))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})") from None
+    return deployment(options)
 
 
 def deployment(options: Options) -> ray.serve.Application:
-    """The Ray Serve application; needs a connected Ray.
+    """The Ray Serve application.
 
     Raises:
-        ValueError: `model` is neither a models: URI nor a usable checkpoint folder, or the cluster, as it is now, can
-            never hold the replica.
+        ValueError: as in `check`.
     """
     check(options)
-    total: dict[str, float] = ray.cluster_resources()
-    gpus = options.gpus if options.gpus is not None else min(1.0, total.get("GPU", 0.0))
-    for option, kind, wanted_of in (("cpus", "CPU", options.cpus), ("gpus", "GPU", gpus)):
-        if wanted_of > total.get(kind, 0.0):
-            raise ValueError(f"{option}: {wanted_of:g} is more than the cluster has ({total.get(kind, 0.0):g} {kind})")
-    limits, poll, threads = options.limits, options.poll, max(1, int(options.cpus))
+    limits, keys, poll, threads = options.limits, Keys.find(_keys(options)), options.poll, max(1, int(options.cpus))
     wanted = options.model if options.model.startswith("models:") else str(Path(options.model).absolute())
+    batch, compiled = options.batch, options.compile
+    beside, gallery_limits = _galleries(options), options.gallery_limits
+    has_galleries = bool(beside)
 
     def app() -> FastAPI:
-        source = model.source(wanted, poll, device=session.use_device())
-        return api.build(source, limits, threads=threads)
+        source = model.source(wanted, poll, model.Execution(session.use_device(), batch, compiled))
+        # Before it is given requests: a replica beside others must not answer that there is no model yet.
+        source.look()
+        galleries = gallery.Remote(ray.serve.get_replica_context().app_name) if has_galleries else None
+        return api.build(source, limits, threads=threads, keys=keys, galleries=galleries, gallery_limits=gallery_limits)
 
+    resources = {"num_cpus": options.cpus, "num_gpus": _gpus(options)}
     deployed: Any = ray.serve.deployment(
         name="Embeddings",
         max_ongoing_requests=ONGOING,
         max_queued_requests=QUEUED,
-        ray_actor_options={"num_cpus": options.cpus, "num_gpus": gpus, "runtime_env": {"env_vars": _environment()}},
-    )(ray.serve.ingress(app)())
-    bound: ray.serve.Application = deployed.bind()
+        ray_actor_options={**resources, "runtime_env": {"env_vars": _environment()}},
+        logging_config={"enable_access_log": False},  # it has one of its own
+        **_scale(options.replicas),
+    )(ray.serve.ingress(app)(Embeddings))
+    bound: ray.serve.Application = deployed.bind(*beside)
     return bound
 
 
@@ -85,26 +149,41 @@ def check(options: Options) -> None:
     """Refuses, before anything is started, what can never be served.
 
     Raises:
-        ValueError: the field, its value and what would be valid.
+        ValueError: the field, its value and what would be valid; or a host beyond this machine without API keys.
     """
     model.check(options.model)
-    for name, value in (("poll", options.poll), ("cpus", options.cpus)):
-        if not value > 0:
+    for name, value in (("poll", options.poll), ("cpus", options.cpus), ("batch", options.batch)):
+        if value is not None and not value > 0:
             raise ValueError(f"{name}: {value:g} must be above 0")
+    if options.gpus is not None and not options.gpus >= 0:
+        raise ValueError(f"gpus: {options.gpus:g} must not be below 0")
+    _scale(options.replicas)
+    keys = Keys.find(_keys(options))
+    if not keys.hashes and not is_loopback(options.host):
+        raise ValueError(
+            f"host: {options.host} lets other machines in, and there are no API keys: python -m serve.keys new NAME "
+            "makes one, for --keys FILE or ONETHRESHOLD_KEYS; without keys only 127.0.0.1 is listened on"
+        )
 
 
 def start(options: Options) -> str:
     """Deploys on the connected Ray and returns the service's URL.
 
     Raises:
-        ValueError: as in `deployment`.
+        ValueError: as in `check`, or the cluster, as it is now, can never hold a replica.
         RuntimeError: the deployment does not start.
     """
     application = deployment(options)
+    total: dict[str, float] = ray.cluster_resources()
+    for option, kind, wanted_of in (("cpus", "CPU", options.cpus), ("gpus", "GPU", _gpus(options))):
+        if wanted_of > total.get(kind, 0.0):
+            raise ValueError(f"{option}: {wanted_of:g} is more than the cluster has ({total.get(kind, 0.0):g} {kind})")
     ray.serve.start(
         proxy_location="HeadOnly",
         http_options=ray.serve.config.HTTPOptions(
-            host=options.host, port=options.port, request_timeout_s=REQUEST_TIMEOUT_S
+            host=options.host,
+            port=options.port,
+            request_timeout_s=options.limits.seconds + 5,  # the gate's comes first, where there is one
         ),
     )
     ray.serve.run(application, name=NAME, route_prefix="/")
@@ -113,11 +192,16 @@ def start(options: Options) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Deploys, prints what is served and how to try it, and blocks until Ctrl-C or SIGTERM."""
-    options = tyro.cli(Options, args=argv, prog="python -m serve.app")
+    options = command_line.read(Options, sys.argv[1:] if argv is None else argv)
     with one_line_errors(status=2):
         check(options)
-        if not os.environ.get("RAY_ADDRESS"):  # else the port is one of another machine
+        if not os.environ.get("RAY_ADDRESS"):  # else the port is one of another machine, and so is the volume
             _check_port(options.host, options.port)
+            if options.galleries is None:
+                options = replace(options, galleries=str(tracking.runs_dir() / "galleries"))
+            if options.galleries:
+                FolderLock(Path(options.galleries)).release()  # else its replica would find out, and wait
+            os.environ.update(gate.environment(options.limits, Keys.find(_keys(options))))
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
@@ -126,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with one_line_errors(status=2):
             url = start(options)
-        print(_greeting(url, options.model), flush=True)
+        print(_greeting(url, options), flush=True)
         while not stopping.wait(0.5):
             pass
         print("stopping", flush=True)
@@ -136,11 +220,43 @@ def main(argv: Sequence[str] | None = None) -> None:
         ray.shutdown()
 
 
+def _scale(replicas: str) -> dict[str, Any]:
+    """Serve's words for a number of replicas, or for MIN:MAX."""
+    found = re.fullmatch(r"(\d+)(?::(\d+))?", replicas)
+    if not found or int(found[1]) < 1 or (found[2] and int(found[2]) < int(found[1])):
+        raise ValueError(f"replicas: {replicas!r} is neither a number from 1, such as 2, nor MIN:MAX, such as 1:4")
+    least, most = int(found[1]), int(found[2] or found[1])
+    if least == most:
+        return {"num_replicas": least}
+    return {
+        "autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": TARGET},
+    }
+
+
+def _galleries(options: Options) -> list[ray.serve.Application]:
+    """The deployment of the galleries, if there are any."""
+    if not options.galleries:
+        return []
+    folder, threads = str(Path(options.galleries).absolute()), max(1, int(options.cpus))
+    return [gallery.deployment(folder, options.gallery_limits, threads=threads, gpus=options.gallery_gpus)]
+
+
+def _keys(options: Options) -> Path | None:
+    return Path(options.keys) if options.keys else None
+
+
+def _gpus(options: Options) -> float:
+    if options.gpus is not None:
+        return options.gpus
+    return min(1.0, ray.cluster_resources().get("GPU", 0.0)) if ray.is_initialized() else 0.0
+
+
 def _environment() -> dict[str, str]:
     """What a replica is told through its environment: it may run on another node, in another folder."""
     kept = {key: os.environ[key] for key in ("ONETHRESHOLD_CACHE",) if key in os.environ}
-    # MLflow's own seven retries would hold the search for a champion for minutes.
-    return {"MLFLOW_TRACKING_URI": tracking.connect(), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", **kept}
+    # MLflow's own seven retries of two minutes would hold the search for a champion for as long.
+    impatient = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    return {"MLFLOW_TRACKING_URI": tracking.connect(), **impatient, **kept}
 
 
 def _check_port(host: str, port: int) -> None:
@@ -153,13 +269,14 @@ def _check_port(host: str, port: int) -> None:
             raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; --port takes another") from error
 
 
-def _greeting(url: str, wanted: str) -> str:
+def _greeting(url: str, options: Options) -> str:
     image = '\'{"input": "data:image/png;base64,\'"$(base64 -w0 image.png)"\'"}\''
+    key = " -H 'Authorization: Bearer KEY'" if Keys.find(_keys(options)).hashes else ""
     return "\n".join(
         [
-            f"serving {wanted} at {url}",
+            f"serving {options.model} at {url}",
             f"  ready?  curl {url}/readyz",
-            f"  try it  curl {url}/v1/embeddings -H 'Content-Type: application/json' -d {image}",
+            f"  try it  curl {url}/v1/embeddings{key} -H 'Content-Type: application/json' -d {image}",
             f"  the API {url}/docs",
             "Ctrl-C ends it",
         ]

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,14 +13,22 @@ from PIL import Image
 
 from dml.data.images import ImageError, probe
 from dml.names import unknown
-from serve import schemas
+from serve import access, schemas
+from serve.batching import Backlog, Batcher
 from serve.limits import Limits
+from serve.live import Live
 from serve.model import Embedder, Source, label
 from serve.schemas import ApiError
 
 Result = TypeVar("Result")
 Item = str | bytes | Sequence[float]
 """A data URI or bare base64 of an image, an image file, or an embedding."""
+Input = torch.Tensor | npt.NDArray[np.float32]
+"""A decoded image, or an embedding (D,) of unit norm."""
+HANDED = 4
+"""Images handed to a decoding thread at a time: one alone costs as much to hand over as a small one to decode."""
+FAILURES = 5
+"""Forward passes that fail one after the other before the replica is replaced, as after an error of a GPU."""
 
 
 class Engine:
@@ -36,18 +44,33 @@ class Engine:
         self.source = source
         self.limits = limits or Limits()
         self._threads = threads or os.cpu_count() or 1
+        self._backlog = Backlog(self.limits)
+        self.live = Live()
+        """What verifications measured."""
 
     def start(self) -> None:
         """Begins to look for the model, without waiting for it."""
         self._decoding = ThreadPoolExecutor(self._threads, "decode")
-        self._embedding = ThreadPoolExecutor(1, "embed")
+        self._batcher = Batcher()
+        self._batcher.start()
         self.source.start()
 
     def stop(self) -> None:
         """Ends the threads; requests under way are finished."""
         self.source.stop()
         self._decoding.shutdown()
-        self._embedding.shutdown()
+        self._batcher.stop()
+
+    def check(self) -> None:
+        """Of a replica's health.
+
+        Raises:
+            RuntimeError: it can no longer embed, and must be replaced.
+        """
+        if not self._batcher.alive:
+            raise RuntimeError("the thread that runs the model has ended")
+        if self._batcher.failures >= FAILURES:
+            raise RuntimeError(f"the model failed {self._batcher.failures} times in a row")
 
     def model(self, wanted: str | None = None) -> Embedder:
         """The model to answer one request with: asked for once, so that a change-over does not mix two.
@@ -80,18 +103,31 @@ class Engine:
         if images > self.limits.images:
             message = f"{images} images; at most {self.limits.images} a request are allowed"
             raise ApiError(413, message, param=items[0][0].partition("[")[0], code="too_many_images")
-        inputs = await self.in_threads(lambda item: pre(model, item[0], item[1], self.limits), items)
-        rows = [value for value in inputs if isinstance(value, torch.Tensor)]
-        [embedded] = await _all(self._embedding, model.embed, [rows]) if rows else [np.empty((0, model.dim))]
+        with self._backlog.admitted(images):
+            access.saw(label(model), images)
+            inputs = await self._decoded(model, items)
+            rows = [value for value in inputs if isinstance(value, torch.Tensor)]
+            embedded = await self._batcher.embed(model, rows) if rows else np.empty((0, model.dim), np.float32)
         found = iter(embedded)
         return np.stack([next(found) if isinstance(value, torch.Tensor) else value for value in inputs])
 
+    async def _decoded(self, model: Embedder, items: Sequence[tuple[str, Item]]) -> list[Input]:
+        handed = [items[start : start + HANDED] for start in range(0, len(items), HANDED)]
+        done = await self.in_threads(lambda some: [pre(model, name, item, self.limits) for name, item in some], handed)
+        return [value for some in done for value in some]
+
     async def in_threads(self, function: Callable[[Any], Result], items: Iterable[Any]) -> list[Result]:
         """The function of every item, in the threads that decode; the first error drops what has not begun."""
-        return await _all(self._decoding, function, items)
+        loop = asyncio.get_running_loop()
+        futures = [loop.run_in_executor(self._decoding, function, item) for item in items]
+        try:
+            return await asyncio.gather(*futures)
+        finally:
+            for future in futures:
+                future.cancel()
 
 
-def pre(model: Embedder, param: str, item: Item, limits: Limits) -> torch.Tensor | npt.NDArray[np.float32]:
+def pre(model: Embedder, param: str, item: Item, limits: Limits) -> Input:
     """One item as the tensor that the model takes; an embedding as a row (D,) of unit norm.
 
     Raises:
@@ -100,7 +136,12 @@ def pre(model: Embedder, param: str, item: Item, limits: Limits) -> torch.Tensor
     """
     if not isinstance(item, str | bytes):
         return _unit(model, param, item)
-    data = schemas.image_bytes(item, param, most=limits.image_bytes) if isinstance(item, str) else item
+    most = limits.image_bytes
+    data = (
+        schemas.image_bytes(item, param, most=most)
+        if isinstance(item, str)
+        else schemas.file_bytes(item, param, most=most)
+    )
     try:
         width, height = probe(data)
         if width * height > limits.pixels:
@@ -134,13 +175,3 @@ def _absent(trouble: str | None) -> str:
     if trouble is not None:
         return f"no champion yet: {trouble}; the server's log says more"
     return "no champion yet: `python -m tune.search` trains and registers one, and it is then served without a restart"
-
-
-async def _all(executor: Executor, function: Callable[[Any], Result], items: Iterable[Any]) -> list[Result]:
-    loop = asyncio.get_running_loop()
-    futures = [loop.run_in_executor(executor, function, item) for item in items]
-    try:
-        return await asyncio.gather(*futures)
-    finally:
-        for future in futures:
-            future.cancel()

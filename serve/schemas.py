@@ -2,15 +2,23 @@
 
 import base64
 import binascii
+import math
 import re
 from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, PlainValidator, model_validator
 
+from dml.metrics.operating_points import OperatingPoint
 from dml.names import unknown
 
-TYPES = {429: "rate_limit_error", 500: "server_error", 503: "service_unavailable"}
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable",
+}
 RETRY_AFTER_S = 5
 
 
@@ -22,14 +30,24 @@ class ApiError(Exception):
         message: what is wrong and what would be right; shown to the client, so without paths and traces.
         param: the field that is wrong, e.g. input[3].
         code: a word for programs, e.g. image_too_large.
+        retry_after: seconds until another try makes sense; of 429 and 503.
     """
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float = RETRY_AFTER_S,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
         self.code = code
+        self.retry_after = max(1, math.ceil(retry_after))
 
 
 class ErrorDetail(BaseModel):
@@ -47,18 +65,57 @@ class ErrorAnswer(BaseModel):
     error: ErrorDetail
 
 
+def _image(value: Any) -> str | bytes:
+    if isinstance(value, str | bytes):
+        return value
+    raise ValueError("an image is a string: a data URI or bare base64")
+
+
+Image = Annotated[str | bytes, PlainValidator(_image, json_schema_input_type=str)]
+"""A data URI or bare base64 in JSON; the bytes of an image file in a form or a raw body."""
+
+
+def _item(value: Any) -> str | bytes | list[float]:
+    if isinstance(value, list) and value and all(type(number) in (int, float) for number in value):
+        try:
+            return [float(number) for number in value]
+        except OverflowError:
+            raise ValueError("an embedding has a number that is too large") from None
+    if isinstance(value, str | bytes):
+        return value
+    raise ValueError("an item is an image (a data URI or bare base64) or an embedding (a list of numbers)")
+
+
+ImageOrEmbedding = Annotated[str | bytes | list[float], PlainValidator(_item, json_schema_input_type=str | list[float])]
+"""An image, as `Image`, or the numbers of an embedding."""
+
+
 def _one_or_many(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str | bytes) else value
 
 
-class EmbeddingsRequest(BaseModel):
-    """Images to embed."""
+class KnownFields(BaseModel):
+    """A request whose fields are documented beneath them; one that is unknown is refused with those that are known."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, body: Any) -> Any:
+        # Before pydantic's own check, which lists every unknown field of a hostile body.
+        if isinstance(body, dict):
+            for name in body:
+                if name not in cls.model_fields:
+                    raise ValueError(unknown("field", str(name)[:100], cls.model_fields))
+        return body
+
+
+class EmbeddingsRequest(KnownFields):
+    """Images to embed."""
+
     # FailFast: a list of a million wrong items gets one error, not a million.
     input: Annotated[
-        list[str],
+        list[Image],
         FailFast(),
         BeforeValidator(_one_or_many, json_schema_input_type=str | list[str]),
         Field(min_length=1, examples=[["data:image/png;base64,iVBORw0KGgo..."]]),
@@ -72,16 +129,6 @@ class EmbeddingsRequest(BaseModel):
     """Only the model's own dimension is accepted."""
     user: str | None = None
     """Accepted as OpenAI clients send it, and ignored."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_fields(cls, body: Any) -> Any:
-        # Before pydantic's own check, which lists every unknown field of a hostile body.
-        if isinstance(body, dict):
-            for name in body:
-                if name not in cls.model_fields:
-                    raise ValueError(unknown("field", str(name)[:100], cls.model_fields))
-        return body
 
 
 class Embedding(BaseModel):
@@ -108,23 +155,32 @@ class EmbeddingsAnswer(BaseModel):
     usage: Usage = Usage()
 
 
-class ModelCard(BaseModel):
-    """A model that is served."""
+class OperatingPointAnswer(BaseModel):
+    """A threshold that was calibrated to a false accept rate, and what it did to the calibration pairs."""
 
-    id: str = Field(examples=["onethreshold"])
-    object: Literal["model"] = "model"
-    created: int = Field(description="When its weights were written, in seconds since 1970.")
-    owned_by: str = "onethreshold"
-    version: str = Field(examples=["3"])
-    dim: int = Field(description="D, the dimension of its embeddings.")
-    image_size: int = Field(description="Height and width that images are resized to, in pixels.")
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
+    far_target: float
+    """The false accept rate that was asked for."""
+    threshold: float
+    """A Euclidean distance, 0 to 2: what is at it or nearer matches."""
+    far: float
+    """Accepted negatives / negatives."""
+    frr: float
+    """Rejected positives / positives."""
+    far_interval: tuple[float, float] | None
+    """95% interval of the FAR on other classes; null where there were too few."""
+    frr_interval: tuple[float, float] | None
+    """95% interval of the FRR on other classes; null where there were too few."""
+    negatives: int
+    """Pairs of two classes that it was calibrated on."""
+    positives: int
+    """Pairs of one class that it was calibrated on."""
 
-class ModelList(BaseModel):
-    """What is served; empty until a champion is loaded."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
+    @classmethod
+    def of(cls, point: OperatingPoint) -> "OperatingPointAnswer":
+        """An operating point in Euclidean distance, as `serve.calibration.Calibration` has them."""
+        return cls(**{name: getattr(point, name) for name in cls.model_fields})
 
 
 class Health(BaseModel):
@@ -142,14 +198,26 @@ class Ready(BaseModel):
     version: str
     dim: int
     image_size: int
+    note: str | None = Field(None, description="What is wrong all the same, e.g. a registry that is down.")
+
+
+ALWAYS = (401, 403, 408, 429, 500, 503)
+"""Statuses that any route can answer: keys, rates, time-outs and load are looked at before it is reached."""
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` of a route that answers these errors, and those that any route can answer."""
+    return {status: {"model": ErrorAnswer} for status in sorted({*statuses, *ALWAYS})}
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """The one shape of every error; 503 says when to try again."""
+    """The one shape of every error; 429 and 503 say when to try again, 401 how to say who one is."""
     message = error.message.encode("utf-8", "backslashreplace").decode()
     kind = TYPES.get(error.status, "invalid_request_error")
     detail = ErrorDetail(message=message, type=kind, param=error.param, code=error.code)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else None
+    headers = {"Retry-After": str(error.retry_after)} if error.status in (429, 503) else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse({"error": detail.model_dump()}, error.status, headers=headers)
 
 
@@ -200,6 +268,15 @@ def image_bytes(text: str, param: str, *, most: int) -> bytes:
             param=param,
             code="not_base64",
         ) from error
+    return file_bytes(data, param, most=most)
+
+
+def file_bytes(data: bytes, param: str, *, most: int) -> bytes:
+    """The bytes of an image file as they are, if they may be as many.
+
+    Raises:
+        ApiError: nothing, or more than `most` bytes.
+    """
     if len(data) > most:
         raise _too_long(param, most)
     if not data:

@@ -215,3 +215,16 @@ def test_a_tracking_server_works_like_the_database(
             registry.champion()
     finally:
         mlflow.set_tracking_uri(mlflow_store)
+
+
+def test_the_cache_remembers_which_version_an_alias_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "models:/remembered@champion"
+    version = registry.ModelVersion("remembered", 3, "run", "models:/m-1")
+    assert registry.recall(uri) is None
+    registry.remember(uri, version)
+    assert registry.recall(uri) is None, "its files are not in the cache"
+    (tmp_path / "cache" / "models" / "remembered@3-m-1").mkdir(parents=True)
+    assert registry.recall(uri) == version
+    assert registry.recall("models:/remembered@next") is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://another.store")
+    assert registry.recall(uri) is None, "another store's model of this name is another model"

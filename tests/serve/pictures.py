@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,27 @@ from torch import Tensor
 from dml import checkpoint, encoders
 from dml.config import Config, DataConfig, EncoderConfig
 from dml.data import images
+from serve.calibration import Calibration
+from serve.model import Embedder
+
+
+class Held:
+    """A source that holds one model, or none."""
+
+    def __init__(self, current: Embedder | None, trouble: str | None = None) -> None:
+        self.current, self.trouble = current, trouble
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 class MeanColour:
     """An embedder with an obvious answer: the mean RGB colour of an image, scaled to unit norm."""
 
-    name, version, dim, image_size, created = "colour", "7", 3, 8, 1_700_000_000
-    calibration = None
+    name, version, alias, dim, image_size, created, batch = "colour", "7", None, 3, 8, 1_700_000_000, 32
+    calibration: Calibration | None = None
+    metrics: ClassVar[dict[str, float]] = {"test/opis": 0.25}
 
     def decode(self, data: bytes) -> Tensor:
         return images.to_input([images.decode(data, 3)], DataConfig(image_size=8, mean=0.0, std=1.0))[0]

@@ -9,7 +9,7 @@ import pytest
 
 from dml import checkpoint
 from dml.data.images import ImageError
-from serve import model
+from serve import batch_size, model
 from tests.serve.pictures import MeanColour, noise, offline, write_checkpoint
 
 
@@ -91,6 +91,31 @@ def test_trouble_before_the_first_champion_is_told_without_details(
     assert (served(follower), follower.trouble) == ("2", None)
 
 
+def test_a_start_while_the_registry_is_down_serves_what_was_served_the_last_time(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    follower = model.Follower(registry.find, registry.load, recall=lambda: 1)
+    registry.wanted = ConnectionError("refused")
+    with caplog.at_level(logging.WARNING):
+        follower.look()
+        follower.look()
+    assert (served(follower), registry.loads) == ("1", [1])
+    assert follower.trouble == f"{model.UNREACHABLE}; what is served comes from the cache of the last time"
+    assert any("from the cache" in record.message for record in caplog.records)
+    registry.wanted = 1
+    follower.look()
+    assert (served(follower), follower.trouble, registry.loads) == ("1", None, [1])
+    registry.wanted = 2
+    follower.look()
+    assert (served(follower), follower.trouble) == ("2", None)
+
+
+def test_nothing_is_recalled_while_the_registry_answers(registry: Registry) -> None:
+    follower = model.Follower(registry.find, registry.load, recall=lambda: 1)
+    follower.look()
+    assert follower.current is None, "no version has the alias: the cache does not bring one back"
+
+
 def test_it_looks_in_a_thread_of_its_own(registry: Registry) -> None:
     follower = model.Follower(registry.find, registry.load, poll=0.01)
     follower.start()
@@ -118,8 +143,8 @@ def test_a_checkpoint_folder_is_served_under_its_own_name(tmp_path: Path) -> Non
 def test_embeddings_do_not_depend_on_the_company(tmp_path: Path) -> None:
     """More images than one forward pass takes, of many shapes, against each alone and against the offline encoder."""
     folder = write_checkpoint(tmp_path / "mine", seed=0)
-    embedder = model.CheckpointEmbedder(folder, "mine", "1")
-    files = [noise(seed, size=(20 + seed, 50 - seed)) for seed in range(model.CHUNK + 3)]
+    embedder = model.CheckpointEmbedder(folder, "mine", "1", model.Execution(batch=8))
+    files = [noise(seed, size=(20 + seed, 50 - seed)) for seed in range(2 * embedder.batch + 3)]
     inputs = [embedder.decode(data) for data in files]
     together = embedder.embed(inputs)
     assert together.shape == (len(files), 16)
@@ -139,3 +164,19 @@ def test_what_can_never_be_served_is_refused_at_the_start(tmp_path: Path) -> Non
         model.check("models:/onethreshold")
     with pytest.raises(ImageError):
         model.CheckpointEmbedder(write_checkpoint(tmp_path / "other", seed=0), "mine", "1").decode(b"text")
+
+
+def test_the_batch_is_the_smallest_that_is_nearly_the_fastest() -> None:
+    assert batch_size.choose({1: 50, 2: 90, 4: 96, 8: 100, 16: 80}) == 4
+    ran: list[int] = []
+    rates = batch_size.measure(ran.append, most=20)
+    assert list(rates) == [1, 2, 4, 8, 16]
+    assert all(ran.count(size) >= 2 for size in rates), "each size is warmed up first"
+    assert list(batch_size.measure(ran.append, most=20, seconds=0)) == [1], "bounded in time"
+
+
+def test_the_figures_of_the_registry_come_with_the_checkpoint(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "mine", seed=0)
+    assert model.CheckpointEmbedder(folder, "mine", "1").metrics == {}
+    (folder / "evaluation.json").write_text('{"metrics": {"test/opis": 0.25, "test/note": "none"}}')
+    assert model.CheckpointEmbedder(folder, "mine", "1").metrics == {"test/opis": 0.25}
