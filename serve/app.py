@@ -126,8 +126,9 @@ def deployment(options: Options) -> ray.serve.Application:
     has_galleries = bool(beside)
 
     def app() -> FastAPI:
-        execution = model.Execution(session.use_device(), batch, compiled)
-        source = model.source(wanted, poll, execution)
+        source = model.source(wanted, poll, model.Execution(session.use_device(), batch, compiled))
+        # Before it is given requests: a replica beside others must not answer that there is no model yet.
+        source.look()
         galleries = gallery.Remote(ray.serve.get_replica_context().app_name) if has_galleries else None
         return api.build(source, limits, threads=threads, keys=keys, galleries=galleries, gallery_limits=gallery_limits)
 

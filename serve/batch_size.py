@@ -20,7 +20,7 @@ def measure(run: Callable[[int], object], *, most: int, seconds: float = 2.0) ->
     size = 1
     while size <= most and (not rates or time.perf_counter() - began < seconds):
         run(size)  # the first pass of a size chooses algorithms and takes memory
-        times = []
+        times: list[float] = []
         while len(times) < 3 and (not times or sum(times) < seconds / 10):
             start = time.perf_counter()
             run(size)

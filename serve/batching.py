@@ -1,8 +1,8 @@
 """Batches between requests: what arrives while the model runs goes through it together next.
 
-Ray Serve's own `@serve.batch` closes a batch by the clock, before it knows when the model will be free: with a wait of
-0 every request is a batch of its own, and any other is added to the latency of a service with one client. Here the
-batch is closed when the model is free (benchmarks/serve_batching.py compares them).
+Ray Serve's own `@serve.batch` closes a batch by the clock, while the model may still be busy with the one before: with
+a wait of 0 requests that come one by one are batches of their own, and any other wait is added to the latency of a
+service with one client. Here a batch is closed when the model is free (benchmarks/serve_batching.py compares them).
 """
 
 import asyncio
@@ -40,6 +40,8 @@ class Batcher:
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._stopping = False
+        self.failures = 0
+        """Forward passes that have failed since the last one that did not."""
         self._thread = threading.Thread(target=self._run, name="embed", daemon=True)
 
     def start(self) -> None:
@@ -73,9 +75,11 @@ class Batcher:
             try:
                 embeddings_BD = jobs[0].model.embed(inputs)
             except Exception as error:  # whatever torch raises goes to those who asked
+                self.failures += 1
                 for job in jobs:
                     job.done.set_exception(error)
                 continue
+            self.failures = 0
             start = 0
             for job in jobs:
                 job.done.set_result(embeddings_BD[start : start + len(job.inputs)])

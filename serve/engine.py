@@ -44,7 +44,6 @@ class Engine:
         self.limits = limits or Limits()
         self._threads = threads or os.cpu_count() or 1
         self._backlog = Backlog(self.limits)
-        self._failed = 0
 
     def start(self) -> None:
         """Begins to look for the model, without waiting for it."""
@@ -67,8 +66,8 @@ class Engine:
         """
         if not self._batcher.alive:
             raise RuntimeError("the thread that runs the model has ended")
-        if self._failed >= FAILURES:
-            raise RuntimeError(f"the model failed {self._failed} times in a row")
+        if self._batcher.failures >= FAILURES:
+            raise RuntimeError(f"the model failed {self._batcher.failures} times in a row")
 
     def model(self, wanted: str | None = None) -> Embedder:
         """The model to answer one request with: asked for once, so that a change-over does not mix two.
@@ -105,23 +104,14 @@ class Engine:
             access.saw(label(model), images)
             inputs = await self._decoded(model, items)
             rows = [value for value in inputs if isinstance(value, torch.Tensor)]
-            embedded = await self._forward(model, rows) if rows else np.empty((0, model.dim), np.float32)
+            embedded = await self._batcher.embed(model, rows) if rows else np.empty((0, model.dim), np.float32)
         found = iter(embedded)
         return np.stack([next(found) if isinstance(value, torch.Tensor) else value for value in inputs])
 
     async def _decoded(self, model: Embedder, items: Sequence[tuple[str, Item]]) -> list[Input]:
         handed = [items[start : start + HANDED] for start in range(0, len(items), HANDED)]
-        done = await self.in_threads(lambda some: [pre(model, *item, self.limits) for item in some], handed)
+        done = await self.in_threads(lambda some: [pre(model, name, item, self.limits) for name, item in some], handed)
         return [value for some in done for value in some]
-
-    async def _forward(self, model: Embedder, rows: Sequence[torch.Tensor]) -> npt.NDArray[np.float32]:
-        try:
-            embedded = await self._batcher.embed(model, rows)
-        except Exception:
-            self._failed += 1
-            raise
-        self._failed = 0
-        return embedded
 
     async def in_threads(self, function: Callable[[Any], Result], items: Iterable[Any]) -> list[Result]:
         """The function of every item, in the threads that decode; the first error drops what has not begun."""

@@ -78,7 +78,8 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = access.Record(scope["method"], scope["path"])
+        # Without the prefix of a Serve application that is not the only one.
+        record = access.Record(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")))
         with access.noted(record, all_answers=not self.proxy):
             try:
                 await self._guarded(_without(scope), receive, send, record)
@@ -105,7 +106,10 @@ class Gate:
                 if body is None:
                     return
                 # Serve's proxy swallows the cancellation at the deadline, so that it is asked for below.
-                await self.app(scope, _replayed(body, receive), answer.send)
+                replay = _Replay(body, receive)
+                await self.app(scope, replay.receive, answer.send)
+                if replay.left:
+                    return
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -128,8 +132,10 @@ class Gate:
             if name is None:
                 raise ApiError(401, "no valid API key; send one as Authorization: Bearer KEY", code="invalid_api_key")
             return name
-        if not keys.is_loopback((scope.get("client") or ("",))[0]):
-            message = "this service has no API keys, so that only the machine it runs on may use it"
+        # The name that the client used too: another one may be a page's that was made to point here.
+        host = _hostname(headers.get(b"host", b"127.0.0.1").decode("latin-1"))
+        if not (keys.is_loopback(host) and keys.is_loopback((scope.get("client") or ("",))[0])):
+            message = "this service has no API keys, so that only the machine it runs on may use it, as 127.0.0.1"
             raise ApiError(403, message, code="no_api_keys")
         return ""
 
@@ -215,20 +221,28 @@ def _open(path: str) -> bool:
     return path in OPEN or path.startswith(ASSETS)
 
 
+def _hostname(host: str) -> str:
+    """Of a Host header: without the port, and without the brackets of IPv6."""
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+
+
 def _without(scope: Scope) -> Scope:
     kept = [(name, value) for name, value in scope["headers"] if name.lower().replace(b"_", b"-") not in _REMOVED]
     return {**scope, "headers": kept}
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
+class _Replay:
     """The body in one piece, then what the client does next, which is to leave."""
-    given = False
 
-    async def replay() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self.left = False
+        self._body: bytes | None = body
+        self._receive = receive
+
+    async def receive(self) -> Message:
+        if self._body is None:
+            message = await self._receive()
+            self.left = message["type"] == "http.disconnect"
+            return message
+        body, self._body = self._body, None
         return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -260,7 +260,7 @@ class Follower(Generic[Key]):
             self._logged = line
 
 
-def source(model: str, poll: float = 5.0, execution: Execution | None = None) -> Source:
+def source(model: str, poll: float = 5.0, execution: Execution | None = None) -> Follower[Any]:
     """What follows a registered model (models:/NAME@ALIAS, models:/NAME/VERSION) or holds a checkpoint folder."""
     if not model.startswith("models:"):
         return Follower(lambda: Path(model), partial(_load_folder, execution=execution), poll)

@@ -34,7 +34,7 @@ class Counting(MeanColour):
         return np.float32(numbers)[:, None]
 
 
-async def run(
+async def _run(
     batcher: Batcher, jobs: Sequence[tuple[Counting, list[float]]], cancelled: Sequence[int] = ()
 ) -> list[object]:
     """The first job goes in alone and holds the model until all others wait."""
@@ -64,7 +64,7 @@ def rows(answers: Sequence[object]) -> list[list[float]]:
 def test_what_waits_goes_together_and_everyone_gets_their_own(batcher: Batcher) -> None:
     model = Counting()
     jobs = [[0.0], [1.0], [2.0, 3.0], [4.0, 5.0], [6, 7, 8, 9, 10], [11.0]]
-    answers = asyncio.run(run(batcher, [(model, job) for job in jobs]))
+    answers = asyncio.run(_run(batcher, [(model, job) for job in jobs]))
     assert rows(answers) == jobs
     assert model.batches == [[0], [1, 2, 3], [4, 5], [6, 7, 8, 9, 10], [11]], "in order, whole, up to the batch"
     batcher.stop()
@@ -72,14 +72,14 @@ def test_what_waits_goes_together_and_everyone_gets_their_own(batcher: Batcher) 
 
 def test_two_models_are_never_mixed(batcher: Batcher) -> None:
     old, new = Counting(), Counting()
-    asyncio.run(run(batcher, [(old, [0.0]), (old, [1.0]), (new, [2.0]), (new, [3.0])]))
+    asyncio.run(_run(batcher, [(old, [0.0]), (old, [1.0]), (new, [2.0]), (new, [3.0])]))
     assert (old.batches, new.batches) == ([[0], [1]], [[2, 3]])
     batcher.stop()
 
 
 def test_a_client_that_left_costs_nothing(batcher: Batcher) -> None:
     model = Counting()
-    answers = asyncio.run(run(batcher, [(model, [0.0]), (model, [1.0]), (model, [2.0])], cancelled=[1]))
+    answers = asyncio.run(_run(batcher, [(model, [0.0]), (model, [1.0]), (model, [2.0])], cancelled=[1]))
     assert isinstance(answers[1], asyncio.CancelledError)
     assert model.batches == [[0], [2]]
     batcher.stop()
@@ -87,10 +87,10 @@ def test_a_client_that_left_costs_nothing(batcher: Batcher) -> None:
 
 def test_an_error_goes_to_its_batch_and_no_further(batcher: Batcher) -> None:
     model = Counting()
-    answers = asyncio.run(run(batcher, [(model, [-1.0]), (model, [1.0])]))
+    answers = asyncio.run(_run(batcher, [(model, [-1.0]), (model, [1.0])]))
     assert isinstance(answers[0], RuntimeError)
     assert rows(answers[1:]) == [[1]]
-    assert batcher.alive
+    assert (batcher.alive, batcher.failures) == (True, 0)
     batcher.stop()
     assert not batcher.alive
 

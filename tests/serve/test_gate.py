@@ -136,6 +136,9 @@ def test_without_keys_other_machines_are_refused() -> None:
     assert ask(door, chunks=[b"!"]).status == 200
     asked = ask(door, client="10.0.0.9")
     assert (asked.status, asked.error["code"]) == (403, "no_api_keys")
+    for host in ("127.0.0.1:8000", "localhost", "[::1]:8000"):
+        assert ask(door, headers={"Host": host}, chunks=[b"!"]).status == 200
+    assert ask(door, headers={"Host": "rebound.example.org:8000"}).status == 403, "a page that was made to point here"
     assert ask(Gate(answering(), Limits()), client="10.0.0.9", chunks=[b"!"]).status == 200, "where nobody asks"
 
 
@@ -242,6 +245,14 @@ def test_a_replica_that_ends_before_it_answers_is_a_503() -> None:
     assert (asked.status, asked.error["code"]) == (503, "replica_lost")
 
 
+def test_a_client_that_leaves_before_its_answer_gets_none() -> None:
+    async def gone(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        assert (await receive())["type"] == "http.disconnect"
+
+    assert ask(Gate(gone, Limits(), proxy=True), chunks=[b"!"]).sent == []
+
+
 def test_clients_cannot_give_serve_orders() -> None:
     seen: list[bytes] = []
 
@@ -259,8 +270,9 @@ def test_clients_cannot_give_serve_orders() -> None:
     assert seen == [b"accept"]
 
 
-def test_one_line_a_request_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "ray.serve.access"):
+def test_one_line_a_request_in_the_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "log", logging.getLogger("access"))  # Ray's own loggers keep lines from pytest
+    with caplog.at_level(logging.INFO, "access"):
         ask(
             Gate(answering(), Limits(), KNOWN),
             path="/v1/x\nfake 200",

@@ -16,6 +16,7 @@ from serve import api
 from serve.limits import Limits
 from tests.serve.pictures import Held, MeanColour, data_uri, png
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 LIMITS = Limits(images=4, image_bytes=300_000, request_bytes=600_000, pixels=100_000, aspect=20)
 FORMATS = [
     "PNG",

@@ -1,12 +1,14 @@
 """The whole service: Ray Serve on a real port, a real registry, real encoders, real clients."""
 
 import base64
+import io
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -105,11 +107,93 @@ def test_it_starts_without_a_champion_and_follows_the_alias_without_a_restart(se
             "version": str(version.version),
             "dim": 16,
             "image_size": 32,
+            "note": None,
         }
         answer = service.embed(model=NAME, input=IMAGES).json()
         assert answer["model"] == version.label
         got = np.array([item["embedding"] for item in answer["data"]])
         np.testing.assert_allclose(got, offline(service.folders[which], FILES), atol=1e-5)
+
+
+def test_files_in_a_form_are_answered_as_an_array(champion: Service) -> None:
+    answer = httpx.post(
+        f"{champion.url}/v1/embeddings",
+        files=[("input", data) for data in FILES],
+        headers={"Accept": "application/x-npy"},
+        timeout=60,
+    )
+    assert answer.headers["x-onethreshold-model"] == champion.ready()["model"]
+    got = np.load(io.BytesIO(answer.content), allow_pickle=False)
+    json = np.array([item["embedding"] for item in champion.embed(input=IMAGES).json()["data"]])
+    np.testing.assert_allclose(got, json, atol=1e-6)
+
+
+def test_models_tell_the_alias(champion: Service) -> None:
+    [card] = httpx.get(f"{champion.url}/v1/models").json()["data"]
+    assert (f"{card['id']}@{card['version']}", card["alias"]) == (champion.ready()["model"], "champion")
+
+
+@pytest.mark.slow
+def test_a_change_over_under_load_fails_no_request(champion: Service) -> None:
+    """Four clients ask all the time while the alias moves there and back."""
+    done = threading.Event()
+    seen: list[tuple[int, str]] = []
+
+    def ask() -> None:
+        with httpx.Client(timeout=60) as client:
+            while not done.is_set():
+                answer = client.post(f"{champion.url}/v1/embeddings", json={"input": IMAGES})
+                seen.append((answer.status_code, answer.headers.get("x-onethreshold-model", answer.text)))
+
+    clients = [threading.Thread(target=ask) for _ in range(4)]
+    for client in clients:
+        client.start()
+    try:
+        labels = [champion.promote(which).label for which in (1, 0)]
+    finally:
+        done.set()
+        for client in clients:
+            client.join()
+    assert {status for status, _ in seen} == {200}, [one for one in seen if one[0] != 200][:3]
+    assert set(labels) <= {model for _, model in seen}
+    assert len(seen) > 20
+
+
+def test_a_serve_config_file_deploys_the_same(champion: Service) -> None:
+    """What `serve deploy` does with import_path: serve.app:build and args."""
+    import ray.serve
+
+    args = {"model": str(champion.folders[0]), "cpus": 0.5, "batch": 4, "limits": {"images": 2}, "replicas": "1:2"}
+    ray.serve.run(app.build(args), name="built", route_prefix="/built")
+    try:
+        url = f"{champion.url}/built"
+        wait_for(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+        answer = httpx.post(f"{url}/v1/embeddings", json={"input": IMAGES[:2]}, timeout=60).json()
+        assert answer["model"] == "onethreshold@one"
+        got = [item["embedding"] for item in answer["data"]]
+        np.testing.assert_allclose(got, offline(champion.folders[0], FILES[:2]), atol=1e-5)
+        assert httpx.post(f"{url}/v1/embeddings", json={"input": IMAGES}).status_code == 413
+    finally:
+        ray.serve.delete("built")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"modle": "x"}, "unknown option 'modle'; valid: model"),
+        ({"model": "models:/onethreshold"}, "models:/NAME@ALIAS"),
+        ({"replicas": "4:1"}, "replicas: '4:1' is neither a number from 1"),
+        ({"replicas": "0"}, "replicas: '0'"),
+        ({"limits": {"images": 0}}, r"limits.images: .* \(got 0\)"),
+        ({"limits": {"imags": 1}}, r"limits.imags"),
+        ({"batch": 0}, "batch: 0 must be above 0"),
+        ({"gpus": -1}, "gpus: -1"),
+        ({"keys": "/no/such/file"}, "keys: /no/such/file cannot be read"),
+    ],
+)
+def test_a_serve_config_file_is_checked_as_the_command_line(args: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        app.build(args)
 
 
 def test_the_openai_client_works_against_it(champion: Service) -> None:
@@ -206,6 +290,8 @@ def test_the_command_serves_a_folder_and_leaves_no_process_behind(tmp_path: Path
         (["--model", "/no/such/folder"], "/no/such/folder is no checkpoint"),
         (["--model", "models:/onethreshold"], "models:/NAME@ALIAS"),
         (["--poll", "0"], "poll: 0 must be above 0"),
+        (["--limits.images", "0"], "images"),
+        (["--limits.imags", "1"], "unknown option '--limits.imags'; valid: --limits.images"),
         (["--port", "{taken}"], "cannot listen on 127.0.0.1:"),
     ],
 )
