@@ -27,6 +27,7 @@ DEEPEST = 50
 """Neighbours asked for beyond which a search is exact: the recall was measured on few."""
 _SPARE = 32  # candidates beyond the neighbours asked for, since 8-bit codes mix up the order of near ones
 _SAMPLE = 256  # rows that the recall is measured on
+_LISTS = 2048  # at most: with more, a million rows would take minutes to be sorted into them
 _TRAINING, _ROUNDS = 40, 6  # rows a list that the lists' centres are learnt from by k-means, and its rounds
 _CHUNK = 8192  # rows put into the lists at a time, between which writers get their turn
 
@@ -137,7 +138,7 @@ class Index:
         self._faiss.omp_set_num_threads(threads)
         with self._lock.shared():
             count = self._count
-            lists = max(1, round(4 * count**0.5))
+            lists = max(1, min(_LISTS, round(4 * count**0.5)))
             rng = np.random.default_rng(0)
             training = self.rows[rng.choice(count, min(count, _TRAINING * lists), replace=False)]
             sample = rng.choice(count, min(count, _SAMPLE), replace=False)
