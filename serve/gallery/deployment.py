@@ -162,6 +162,7 @@ def deployment(folder: str, limits: GalleryLimits, *, threads: int, gpus: float 
         max_queued_requests=QUEUED,
         # No CPU of its own: it needs memory, and is to fit beside the model on a laptop.
         ray_actor_options={"num_cpus": 0, "num_gpus": gpus},
+        logging_config={"enable_access_log": False},  # that of the API says who asked what
     )(Replica)
     bound: ray.serve.Application = made.bind(folder, limits, threads)
     return bound
