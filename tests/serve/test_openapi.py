@@ -64,4 +64,5 @@ def test_every_route_and_its_errors_are_documented(client: TestClient) -> None:
     }
     for path in ("/v1/embeddings", "/v1/models", "/readyz"):
         for operation in paths[path].values():
+            assert operation["security"] == [{"HTTPBearer": []}]
             assert {"401", "429", "503"} <= set(operation["responses"])
