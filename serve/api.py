@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from serve import bodies, embeddings, models, schemas
+from serve import bodies, drift, embeddings, models, page, schemas, verification
 from serve.engine import Engine
 from serve.gallery import routes as gallery_routes
 from serve.gallery.limits import GalleryLimits
@@ -32,7 +32,7 @@ def build(
     galleries: "Asked | None" = None,
     gallery_limits: GalleryLimits | None = None,
 ) -> FastAPI:
-    """The app: /v1/embeddings, /v1/models, /healthz, /readyz, and /docs.
+    """The app: /v1/embeddings, /v1/verify, /v1/models, ..., /healthz, /readyz, /docs, and the page at /.
 
     Args:
         source: where each request finds the model; started and stopped with the app.
@@ -85,7 +85,10 @@ def build(
 
     app.include_router(models.routes(engine))
     app.include_router(embeddings.routes(engine))
+    app.include_router(verification.routes(engine))
     app.include_router(gallery_routes.routes(engine, galleries, gallery_limits))
+    app.include_router(drift.routes(engine))
+    app.include_router(page.routes())
     return app
 
 

@@ -1,4 +1,4 @@
-"""The operating points that decide same or not, with the id of the calibration that they come from."""
+"""The operating points that decide same or not, with the calibration that they come from."""
 
 import hashlib
 import json
@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster import registry
+from dml.metrics.distance_histograms import DistanceHistograms
 from dml.metrics.operating_points import OperatingPoint, to_distance, to_similarity
 from serve.schemas import ApiError
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 FARTHEST = 2.0
 """The Euclidean distance of opposite unit vectors."""
+REGISTERED = "registered"
+"""The source of a calibration that a model was registered with."""
 
 
 @dataclass(frozen=True)
@@ -25,23 +29,73 @@ class Calibration:
     Attributes:
         id: twelve hexadecimal digits of the points' SHA-256; answers carry it.
         points: thresholds and what they did to the pairs that they were calibrated on.
+        histograms: those pairs by distance; None where they were not kept.
+        source: what they were calibrated on, in words.
+        created: when, in seconds since 1970; 0 for those that a model was registered with.
     """
 
     id: str
     points: tuple[OperatingPoint, ...]
+    histograms: DistanceHistograms | None = None
+    source: str = REGISTERED
+    created: int = 0
 
     @classmethod
-    def of(cls, points: Sequence[Mapping[str, Any]]) -> "Calibration":
-        """From JSON-like operating points, as `cluster.registry.register` stores them, in either distance."""
+    def of(
+        cls,
+        points: Sequence[Mapping[str, Any]],
+        histograms: DistanceHistograms | None = None,
+        source: str = REGISTERED,
+        created: int = 0,
+    ) -> "Calibration":
+        """From JSON-like operating points, as `cluster.registry.register` stores them, in either distance.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not points:
+            raise ValueError("a calibration has at least one operating point")
         read = sorted((OperatingPoint(**point) for point in points), key=lambda point: point.far_target)
         text = json.dumps([asdict(point) for point in read], sort_keys=True)
-        return cls(hashlib.sha256(text.encode()).hexdigest()[:12], tuple(_euclidean(point) for point in read))
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return cls(digest, tuple(_euclidean(point) for point in read), histograms, source, created)
 
     @classmethod
     def read(cls, path: Path) -> "Calibration | None":
-        """From an operating_points.json; None when there is none, or none in it."""
+        """From an operating_points.json and the histograms in the evaluation.json beside it; None without points."""
         points = json.loads(path.read_text()) if path.is_file() else []
-        return cls.of(points) if points else None
+        if not points:
+            return None
+        beside = path.with_name(registry.EVALUATION)
+        evaluation = json.loads(beside.read_text()) if beside.is_file() else {}
+        counts = evaluation.get("distances")
+        return cls.of(points, DistanceHistograms.of_dict(counts) if counts else None)
+
+    @classmethod
+    def of_text(cls, text: str) -> "Calibration":
+        """From what `text` gave.
+
+        Raises:
+            ValueError: it is no calibration.
+        """
+        try:
+            read = json.loads(text)
+            counts = read["histograms"]
+            histograms = None if counts is None else DistanceHistograms.of_dict(counts)
+            return cls.of(read["points"], histograms, str(read["source"]), int(read["created"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"no calibration: {type(error).__name__}: {error}") from error
+
+    @property
+    def text(self) -> str:
+        """JSON, for `of_text`."""
+        stored = {
+            "points": [asdict(point) for point in self.points],
+            "histograms": None if self.histograms is None else self.histograms.as_dict(),
+            "source": self.source,
+            "created": self.created,
+        }
+        return json.dumps(stored, separators=(",", ":"))
 
     @property
     def middle(self) -> OperatingPoint:

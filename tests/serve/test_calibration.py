@@ -1,14 +1,18 @@
 """What a request is decided by: a FAR that was calibrated, a threshold of its own, or the middle operating point."""
 
+import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster import registry
 from dml.metrics.operating_points import OperatingPoint
 from serve.calibration import Calibration, decide
 from serve.schemas import ApiError
+from tests.serve.calibrated import histograms
 from tests.serve.pictures import MeanColour
 
 
@@ -21,7 +25,7 @@ POINTS = [point(0.1, 0.9), point(0.01, 0.7, far_interval=(0.005, 0.02)), point(0
 
 def calibrated(*points: dict[str, Any]) -> MeanColour:
     model = MeanColour()
-    model.calibration = Calibration.of(points) if points else None  # type: ignore[assignment]
+    model.calibration = Calibration.of(points) if points else None
     return model
 
 
@@ -63,6 +67,24 @@ def test_what_cannot_be_decided_is_refused_in_words(
         decide(calibrated(*POINTS[:points]), far, threshold)
     assert (refused.value.status, refused.value.code, refused.value.param) == (422, code, param)
     assert says in refused.value.message
+
+
+def test_a_registered_calibration_has_the_histograms_of_its_evaluation(tmp_path: Path) -> None:
+    path = tmp_path / registry.OPERATING_POINTS
+    assert Calibration.read(path) is None
+    path.write_text("[]")
+    assert Calibration.read(path) is None
+    path.write_text(json.dumps(POINTS))
+    before = Calibration.read(path)
+    assert before is not None
+    assert before.histograms is None
+    evaluation = tmp_path / registry.EVALUATION
+    evaluation.write_text(json.dumps({"metrics": {}, "distances": histograms().as_dict()}))
+    found = Calibration.read(path)
+    assert found is not None
+    assert (found.histograms, found.id, found.source) == (histograms(), before.id, "registered")
+    evaluation.write_text(json.dumps({"distances": None}))
+    assert Calibration.read(path) == before
 
 
 def test_a_point_in_cosine_distance_is_converted_and_its_id_is_that_of_what_was_stored() -> None:

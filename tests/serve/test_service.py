@@ -22,8 +22,12 @@ import psutil
 import pytest
 
 from cluster import registry
+from dml.metrics.drift import ENOUGH
 from serve import app
+from serve.calibrations import Calibrations
+from serve.client import Client, InvalidRequestError
 from serve.limits import Limits
+from tests.serve.calibrated import calibration
 from tests.serve.pictures import data_uri, noise, offline, write_checkpoint
 
 NAME = "served"
@@ -150,6 +154,38 @@ def test_prometheus_finds_the_metrics_where_ray_shows_its_own(champion: Service)
         rf'onethreshold_model{{.*model="{version}".*}} 1',
     ]
     wait_for(lambda: all(re.search(pattern, httpx.get(url).text) for pattern in wanted))
+
+
+def test_a_calibration_is_taken_up_live_and_decides(champion: Service) -> None:
+    """Verification, drift with its metrics, and the page, in a replica of Ray Serve and through its proxy."""
+    version = registry.champion(NAME)
+    assert version is not None
+    calibrations, mine = Calibrations.of_version(version), calibration(source="pairs.csv", created=1_800_000_000)
+
+    def used() -> str | None:
+        answer = httpx.get(f"{champion.url}/v1/calibration", timeout=30).json()
+        return answer.get("id") or answer["error"]["code"]
+
+    with Client(champion.url) as client:
+        one, other = client.embeddings(FILES[:2])
+        with pytest.raises(InvalidRequestError, match="has no operating points: give a threshold"):
+            client.verify(FILES[0], FILES[1])
+        calibrations.use(mine)
+        wait_for(lambda: used() == mine.id)
+        found = client.verify(FILES[0], FILES[1], far=0.001)
+        assert (found.calibration, found.threshold, found.model) == (mine.id, mine.at(0.001).threshold, version.label)
+        assert found.distance == pytest.approx(float(np.linalg.norm(one - other)), abs=1e-5)
+        files = {"a": FILES[0], "b": FILES[1]}
+        form = httpx.post(f"{champion.url}/v1/verify", files=files, data={"far": "0.001"}, timeout=60).json()
+        assert (form["match"], form["distance"]) == (found.match, pytest.approx(found.distance, abs=1e-6))
+        for _ in range(ENOUGH):
+            client.verify(one, -one, threshold=1)
+        assert httpx.get(f"{champion.url}/v1/drift").json()["level"] == "drifted"
+    with pytest.raises(ValueError, match="registered without operating points"):
+        calibrations.revert("registered")
+    page = httpx.get(champion.url)
+    assert (page.status_code, "Same or not?" in page.text) == (200, True)
+    assert httpx.get(f"{champion.url}/page/page.js").headers["content-type"].startswith("text/javascript")
 
 
 @pytest.mark.slow
