@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from serve import bodies, drift, embeddings, models, page, schemas, verification
@@ -52,7 +53,14 @@ def build(
         finally:
             engine.stop()
 
-    app = FastAPI(title="OneThreshold", summary="Image embeddings with one threshold.", lifespan=lifespan)
+    # The gate asks for the key; this is what /docs and generated clients know of it.
+    bearer = HTTPBearer(auto_error=False, description="An API key; not needed where the service has none.")
+    app = FastAPI(
+        title="OneThreshold",
+        summary="Image embeddings with one threshold.",
+        lifespan=lifespan,
+        dependencies=[Security(bearer)],
+    )
     app.state.engine = engine
     app.add_middleware(Gate, limits=engine.limits, known=keys)
     _speak_in_one_shape(app)
@@ -78,9 +86,9 @@ def build(
     app.include_router(models.routes(engine))
     app.include_router(embeddings.routes(engine))
     app.include_router(verification.routes(engine))
+    app.include_router(gallery_routes.routes(engine, galleries, gallery_limits))
     app.include_router(drift.routes(engine))
     app.include_router(page.routes())
-    app.include_router(gallery_routes.routes(engine, galleries, gallery_limits))
     return app
 
 

@@ -112,7 +112,8 @@ class CheckpointEmbedder:
         self.created = int((folder / "encoder.safetensors").stat().st_mtime)
         self._config = loaded.config
         self._device = execution.device
-        encoder = loaded.encoder.to(self._device)
+        # As the images lie; oneDNN then rearranges less of the weights at each pass.
+        encoder = loaded.encoder.to(self._device, memory_format=torch.channels_last)
         self._encoder = torch.compile(encoder, dynamic=True) if execution.compiled else encoder
         self.batch = execution.batch or self._measured()
 

@@ -137,6 +137,25 @@ def test_models_tell_the_alias(champion: Service) -> None:
     assert (f"{card['id']}@{card['version']}", card["alias"]) == (champion.ready()["model"], "champion")
 
 
+def test_prometheus_finds_the_metrics_where_ray_shows_its_own(champion: Service) -> None:
+    import ray
+
+    [node] = ray.nodes()
+    url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+    champion.embed(input=IMAGES)
+    champion.embed(input=[IMAGES[0]] * 1000)  # refused before any route
+    version = champion.ready()["model"]
+    wanted = [
+        r'onethreshold_requests\w*{.*route="/v1/embeddings".*status="200"',
+        r"onethreshold_images\w*{",
+        r"onethreshold_request_ms_bucket{",
+        r"onethreshold_batch_images_bucket{",
+        r'onethreshold_rejections\w*{.*code="request_too_large"',
+        rf'onethreshold_model{{.*model="{version}".*}} 1',
+    ]
+    wait_for(lambda: all(re.search(pattern, httpx.get(url).text) for pattern in wanted))
+
+
 def test_a_calibration_is_taken_up_live_and_decides(champion: Service) -> None:
     """Verification, drift with its metrics, and the page, in a replica of Ray Serve and through its proxy."""
     version = registry.champion(NAME)

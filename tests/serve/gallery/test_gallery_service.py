@@ -214,6 +214,45 @@ def test_a_folder_without_a_service(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [path.name for path in folder.iterdir() if path.name != ".lock"] == ["photos"]
 
 
+def test_the_rebuild_command_waits_for_the_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import threading
+
+    import uvicorn
+
+    from serve import api
+    from serve.gallery.galleries import Galleries
+    from tests.serve.gallery.test_routes import BLUE, RED, Calibrated, Later
+    from tests.serve.pictures import Held
+
+    held, port = Held(Calibrated()), free_port()
+    app_of_both = api.build(held, galleries=Galleries(tmp_path))
+    server = uvicorn.Server(uvicorn.Config(app_of_both, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_for(lambda: server.started)
+        service = Service(f"http://127.0.0.1:{port}", tmp_path, tmp_path)
+        service.ask("PUT", "/v1/galleries/photos", {"keep_images": True})
+        items = [{"id": name, "input": image} for name, image in (("red", RED), ("blue", BLUE))]
+        service.ask("POST", "/v1/galleries/photos/items", {"items": items})
+        words = ["rebuild", "photos", "--url", service.url]
+        assert command.main(words) == 0
+        assert "was already one of the present model" in capsys.readouterr().out
+        held.current = Later()
+        assert command.main(words) == 0
+        assert "is now one of the present model" in capsys.readouterr().out
+        found = service.search("photos", RED, k=1)
+        assert (found["model"], found["data"][0]["id"]) == ("colour@8", "red")
+        service.ask("POST", "/v1/galleries/photos/items", {"items": [{"id": "green", "input": [0, 1, 0]}]})
+        held.current = Calibrated()
+        with pytest.raises(SystemExit):
+            command.main(words)
+        assert "1 of its 3 items have no kept image" in capsys.readouterr().err
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
