@@ -113,7 +113,7 @@ class CheckpointEmbedder:
         self._config = loaded.config
         self._device = execution.device
         # As the images lie; oneDNN then rearranges less of the weights at each pass.
-        encoder = loaded.encoder.to(self._device, memory_format=torch.channels_last)
+        encoder = loaded.encoder.to(self._device).to(memory_format=torch.channels_last)
         self._encoder = torch.compile(encoder, dynamic=True) if execution.compiled else encoder
         self.batch = execution.batch or self._measured()
 
