@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from serve.gallery import refusals, store
-from serve.gallery.index import EXACT_UP_TO, IndexReport
+from serve.gallery import info, refusals, store
+from serve.gallery.index import EXACT_UP_TO
+from serve.gallery.info import Info
 from serve.gallery.items import NAME, Item, Remove, Settings
 from serve.gallery.limits import GalleryLimits
 from serve.gallery.lock import FolderLock
 from serve.gallery.log import DamagedError, sync_folder
-from serve.gallery.staging import Progress, Staging
+from serve.gallery.staging import Staging
 from serve.gallery.store import Add, Found, Listed, OtherModelError, Store, TooManyItemsError
 from serve.schemas import ApiError
 
@@ -35,32 +36,6 @@ Result = TypeVar("Result")
 
 TOGETHER = 50
 """Changes that wait for the disk together at most."""
-
-
-@dataclass(frozen=True)
-class Info:
-    """What is known of a gallery."""
-
-    name: str
-    created: int
-    """Seconds since 1970."""
-    items: int
-    model: str | None
-    """Label of the model that embedded the items; None when there are none."""
-    dim: int | None
-    """D of that model."""
-    keep_images: bool
-    """Images that are added are kept, so that another model can embed them."""
-    images: int
-    """Image files that are kept; items that show the same image share one."""
-    without_image: int
-    """Items that no other model can embed, since they were given as embeddings."""
-    bytes: int
-    """On the disk, without images."""
-    index: IndexReport
-    """How it is searched."""
-    reembedding: Progress | None
-    """Another model that embeds its images now."""
 
 
 @dataclass(eq=False)
@@ -154,7 +129,7 @@ class Galleries:
     async def info(self, name: str) -> Info:
         """What is known of a gallery."""
         gallery = self._find(name)
-        return await self._in(self._searching, lambda: _info(gallery))
+        return await self._in(self._searching, lambda: info.of(gallery.name, gallery.store, gallery.staging))
 
     async def delete(self, name: str) -> None:
         """Deletes a gallery with its items and images."""
@@ -394,24 +369,6 @@ class Galleries:
 
     async def _in(self, pool: Executor, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
-
-
-def _info(gallery: _Open) -> Info:
-    held, settings, staging = gallery.store, gallery.store.settings, gallery.staging
-    told = staging is not None and (staging.alive or staging.trouble is not None)
-    return Info(
-        name=gallery.name,
-        created=settings.created,
-        items=len(held),
-        model=settings.model if len(held) else None,
-        dim=settings.dim if len(held) else None,
-        keep_images=settings.keep_images,
-        images=held.kept_images,
-        without_image=held.without_image,
-        bytes=held.size,
-        index=held.index,
-        reembedding=staging.progress(held.kept_images) if staging is not None and told else None,
-    )
 
 
 def _claimed(gallery: _Open, model: str) -> Staging:

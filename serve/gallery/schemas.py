@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
 
-from serve.gallery.galleries import Info
+from serve.gallery.info import Info
 from serve.gallery.items import check_id
 from serve.schemas import ImageOrEmbedding, KnownFields, OperatingPointAnswer
 

@@ -14,6 +14,7 @@ import pytest
 from cluster import embedding_table
 from cluster.embedding_table import Made
 from serve import app
+from serve.client import Client, NotFoundError
 from serve.gallery import __main__ as command
 from serve.gallery.lock import WrittenElsewhereError
 from tests.serve.gallery.rows import Row, units
@@ -95,6 +96,28 @@ def test_two_clients_at_once_lose_nothing(service: Service) -> None:
         assert service.search("shared", rows[100 + step].tolist(), k=1, threshold=1)["data"][0]["distance"] < 1e-6
 
 
+def test_the_client_of_the_package_does_it_all(service: Service) -> None:
+    rows = units(70, 16, seed=4)
+    with Client(service.url) as client:
+        assert client.create_gallery("client").items == 0
+        assert client.add("client", [(f"dir/{n}", row, {"n": n}) for n, row in enumerate(rows)]) == 70
+        found = client.search("client", rows[3], k=2, threshold=0.1)
+        assert [each["id"] for each in client.items("client", after="dir/7", limit=2)] == ["dir/8", "dir/9"]
+        assert (found.model, len(found.data), found.data[0].id, found.data[0].metadata) == (
+            "onethreshold@first", 2, "dir/3", {"n": 3},
+        )  # fmt: skip
+        assert (found.data[0].match, found.data[1].match) == (True, False)
+        client.add("client", [("plain", -rows[3])])
+        assert client.search("client", -rows[3], k=1, threshold=0.1).data[0].metadata == {}
+        client.delete_item("client", "plain")
+        client.delete_item("client", "dir/3")
+        assert client.gallery("client").items == 69
+        assert "client" in [each.name for each in client.galleries()]
+        client.delete_gallery("client")
+        with pytest.raises(NotFoundError, match="unknown gallery 'client'"):
+            client.gallery("client")
+
+
 def made(path: Path, rows: Row, model: str) -> Path:
     import pyarrow.parquet as pq
 
@@ -144,6 +167,7 @@ def test_the_folder_of_a_running_service_is_left_alone(service: Service, capsys:
         Galleries(service.store)
 
 
+@pytest.mark.slow
 def test_galleries_survive_the_death_of_their_process(service: Service) -> None:
     import ray
 
