@@ -6,6 +6,8 @@ bare        decoding and embedding in one process a replica, all at once, withou
 serve       python -m serve.app, its client in a process of its own: images/s of 32 connections with 16 images a request
             and with 1, as a share of bare; before and after it the bare model again, since the machine changes
 plain       FastAPI on uvicorn with the same model and a lock around it, asked in the same way
+cpu         milliseconds of CPU an image, in which other work on the machine shows less: of the bare model, and of the
+            replicas and of Ray Serve's proxy (of the whole process of the plain server)
 latency     of 1 image over 1 connection beyond decoding and the forward pass of one image, and at 70 % of the peak rate
             with requests at random times (1 image each)
 """
@@ -27,6 +29,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 
 from benchmarks.loader import photograph
 
@@ -62,23 +65,34 @@ def main() -> None:
 def measure(name: str, folder: str, kind: str, replicas: int, seconds: float) -> None:
     """One server, beside the bare model before and after."""
     before = bare_rate(folder, replicas, seconds / 4)
-    with server(folder, kind, replicas) as url:
+    with server(folder, kind, replicas) as (url, process):
         ask("client", url=url, connections=4, images=IMAGES, seconds=3)  # warm
+        start = spent(process)
         many = ask("client", url=url, connections=CONNECTIONS, images=IMAGES, seconds=seconds)
+        middle = spent(process)
         single = ask("client", url=url, connections=CONNECTIONS, images=1, seconds=seconds)
+        end = spent(process)
         alone = ask("client", url=url, connections=1, images=1, seconds=seconds / 2)
         rate = 0.7 * single["rate"]
         busy = ask("client", url=url, connections=CONNECTIONS, images=1, seconds=seconds, arrivals=rate)
     after = bare_rate(folder, replicas, seconds / 4)
     best = statistics.median([before["rate"], after["rate"]])
     added = alone["p50"] - statistics.median([before["one"], after["one"]])
+    cpu = "; ".join(
+        f"{what} " + " + ".join(f"{1000 * (to[part] - since[part]) / answers['images']:.1f} {part}" for part in since)
+        for what, since, to, answers in (
+            (f"{CONNECTIONS} x {IMAGES}", start, middle, many),
+            (f"{CONNECTIONS} x 1", middle, end, single),
+        )
+    )
     print(
         f"{name:22} {kind:5} x {replicas}: bare {before['rate']:.1f} {after['rate']:.1f} images/s (batch "
         f"{before['batch']}); {CONNECTIONS} x {IMAGES} {many['rate']:.1f} ({many['rate'] / best:.2f}); "
         f"{CONNECTIONS} x 1 {single['rate']:.1f} ({single['rate'] / best:.2f}); "
         f"1 x 1 p50 {alone['p50']:.1f} ms, {added:+.1f} beyond the model; "
         f"at 70 % p50 {busy['p50']:.0f} p99 {busy['p99']:.0f} ms ({busy['p99'] / busy['p50']:.1f} x); "
-        f"refused {sum(each['refused'] for each in (many, single, alone, busy))}",
+        f"refused {sum(each['refused'] for each in (many, single, alone, busy))}; "
+        f"CPU ms an image: bare {before['cpu']:.1f} {after['cpu']:.1f}; {cpu}",
         flush=True,
     )
 
@@ -90,8 +104,19 @@ def bare_rate(folder: str, processes: int, seconds: float) -> dict[str, float]:
     return {
         "rate": sum(each["rate"] for each in found),
         "one": statistics.median(each["one"] for each in found),
+        "cpu": statistics.median(each["cpu"] for each in found),
         "batch": found[0]["batch"],
     }
+
+
+def spent(process: psutil.Process) -> dict[str, float]:
+    """Seconds of CPU so far of a server's replicas and its proxy; of a server of one process, of that."""
+    parts = {"replica": 0.0, "proxy": 0.0}
+    for child in process.children(recursive=True):
+        for part, name in (("replica", "ray::ServeReplica"), ("proxy", "ray::ProxyActor")):
+            if " ".join(child.cmdline()).startswith(name):
+                parts[part] += sum(child.cpu_times()[:2])
+    return parts if any(parts.values()) else {"process": sum(process.cpu_times()[:2])}
 
 
 def bare(folder: str, seconds: float) -> dict[str, float]:
@@ -109,16 +134,18 @@ def bare(folder: str, seconds: float) -> dict[str, float]:
         model.embed([model.decode(files[index % len(files)]) for index in range(size)])
         return time.perf_counter() - start
 
-    rates = {}
+    rates: dict[int, float] = {}
+    cpu: dict[int, float] = {}
     for size in (1, 4, 8, 16, 32):
         model.batch = size
         run(size)
-        until, times = time.perf_counter() + seconds / 4, [run(size)]
+        until, used, times = time.perf_counter() + seconds / 4, time.process_time(), [run(size)]
         while time.perf_counter() < until:
             times.append(run(size))
         rates[size] = size / statistics.median(times)
+        cpu[size] = 1000 * (time.process_time() - used) / (size * len(times))
     best = max(rates, key=lambda size: rates[size])
-    return {"rate": rates[best], "batch": best, "one": 1000 / rates[1]}
+    return {"rate": rates[best], "batch": best, "one": 1000 / rates[1], "cpu": cpu[best]}
 
 
 def client(
@@ -162,9 +189,10 @@ def client(
                 await asyncio.gather(*(closed(session, start + seconds) for _ in range(connections)))
             return time.perf_counter() - start
 
-    spent = asyncio.run(run())
+    took = asyncio.run(run())
     p50, p99 = np.percentile(times, [50, 99]) * 1000
-    return {"rate": len(times) * images / spent, "p50": p50, "p99": p99, "requests": len(times), "refused": refused}
+    answered = len(times) * images
+    return {"rate": answered / took, "images": answered, "p50": p50, "p99": p99, "refused": refused}
 
 
 def plain(folder: str, port: int) -> None:
@@ -197,7 +225,7 @@ def plain(folder: str, port: int) -> None:
 
 
 @contextmanager
-def server(folder: str, kind: str, replicas: int) -> Iterator[str]:
+def server(folder: str, kind: str, replicas: int) -> Iterator[tuple[str, psutil.Process]]:
     """A server in a process of its own, until it is ready."""
     import socket
 
@@ -224,7 +252,7 @@ def server(folder: str, kind: str, replicas: int) -> Iterator[str]:
                 raise SystemExit("the server ended")
             time.sleep(0.2)
         time.sleep(3 if replicas > 1 else 0)  # readyz is answered by whichever replica is
-        yield url
+        yield url, psutil.Process(process.pid)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)

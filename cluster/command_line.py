@@ -70,7 +70,7 @@ def read(options: type[Options], argv: Sequence[str]) -> Options:
     """
     with one_line_errors(status=2):
         default = options()
-        names = [f"--{name.replace('_', '-')}" for name in vars(default)]
+        names = [f"--{name.replace('_', '-')}" for name in _own_names(default)]
         _refuse_unknown(argv, [*names, "--help"])
         return _read(options, list(argv), default)
 

@@ -137,6 +137,20 @@ def tag(version: ModelVersion, tags: Mapping[str, str]) -> None:
         client.set_model_version_tag(version.name, str(version.version), key, value)
 
 
+def tags(version: ModelVersion) -> dict[str, str]:
+    """The tags of a version.
+
+    Raises:
+        MlflowException: it is not there, or the tracking server cannot be reached, or refuses.
+    """
+    return dict(_client().get_model_version(version.name, str(version.version)).tags)
+
+
+def untag(version: ModelVersion, key: str) -> None:
+    """Removes a tag of a version."""
+    _client().delete_model_version_tag(version.name, str(version.version), key)
+
+
 def promote(version: ModelVersion, alias: str = ALIAS) -> None:
     """Points an alias of the registered model to a version; services that follow the alias change over.
 

@@ -2,24 +2,37 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from serve import bodies, embeddings, models, schemas
+from serve import bodies, drift, embeddings, models, page, schemas, verification
 from serve.engine import Engine
+from serve.gallery import routes as gallery_routes
+from serve.gallery.limits import GalleryLimits
 from serve.gate import Gate
 from serve.keys import Keys
 from serve.limits import Limits
 from serve.model import Source, label
 from serve.schemas import ApiError
 
+if TYPE_CHECKING:
+    from serve.gallery.deployment import Asked
+
 
 def build(
-    source: Source, limits: Limits | None = None, *, threads: int | None = None, keys: Keys | None = None
+    source: Source,
+    limits: Limits | None = None,
+    *,
+    threads: int | None = None,
+    keys: Keys | None = None,
+    galleries: "Asked | None" = None,
+    gallery_limits: GalleryLimits | None = None,
 ) -> FastAPI:
-    """The app: /v1/embeddings, /v1/models, /healthz, /readyz, and /docs.
+    """The app: /v1/embeddings, /v1/verify, /v1/models, ..., /healthz, /readyz, /docs, and the page at /.
 
     Args:
         source: where each request finds the model; started and stopped with the app.
@@ -27,6 +40,8 @@ def build(
         threads: that decode images, beside the one that runs the model.
         keys: the API keys, one of which every request must bring; without any in it only this machine is served.
             None: whoever asks is.
+        galleries: that are searched; None for a service without.
+        gallery_limits: the most that a request may ask of them.
     """
     engine = Engine(source, limits, threads=threads)
 
@@ -38,7 +53,14 @@ def build(
         finally:
             engine.stop()
 
-    app = FastAPI(title="OneThreshold", summary="Image embeddings with one threshold.", lifespan=lifespan)
+    # The gate asks for the key; this is what /docs and generated clients know of it.
+    bearer = HTTPBearer(auto_error=False, description="An API key; not needed where the service has none.")
+    app = FastAPI(
+        title="OneThreshold",
+        summary="Image embeddings with one threshold.",
+        lifespan=lifespan,
+        dependencies=[Security(bearer)],
+    )
     app.state.engine = engine
     app.add_middleware(Gate, limits=engine.limits, known=keys)
     _speak_in_one_shape(app)
@@ -63,6 +85,10 @@ def build(
 
     app.include_router(models.routes(engine))
     app.include_router(embeddings.routes(engine))
+    app.include_router(verification.routes(engine))
+    app.include_router(gallery_routes.routes(engine, galleries, gallery_limits))
+    app.include_router(drift.routes(engine))
+    app.include_router(page.routes())
     return app
 
 

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from cluster import command_line, registry, session, tracking
 from cluster.command_line import one_line_errors
 from dml.names import unknown
 from serve import api, gate, model
+from serve.gallery import deployment as gallery
+from serve.gallery.limits import GalleryLimits
+from serve.gallery.lock import FolderLock
 from serve.keys import Keys, is_loopback
 from serve.limits import Limits
 
@@ -64,12 +67,23 @@ class Options:
     """Compile the model with torch.compile: a minute or more at each change of model; needs a compiler."""
     limits: Limits = field(default_factory=Limits)
     """What a request, a key and all together may ask for."""
+    galleries: str | None = None
+    """Folder of the galleries, on a volume that their replica sees; '' for none. Unset, runs/galleries where this
+    command starts Ray itself, else none."""
+    gallery_gpus: float = 0.0
+    """GPUs that galleries are searched on, where faiss-gpu is installed."""
+    gallery_limits: GalleryLimits = field(default_factory=GalleryLimits)
+    """How much galleries may hold."""
 
 
 class Embeddings:
     """The deployment: the API, and whether a replica of it is well."""
 
     app: Any
+
+    def __init__(self, *beside: object) -> None:
+        # Bound to this one so that Serve starts them too; the app finds them by name.
+        self.beside = beside
 
     def check_health(self) -> None:
         """Asked by Ray Serve every few seconds; raises when the replica must be replaced."""
@@ -108,12 +122,15 @@ def deployment(options: Options) -> ray.serve.Application:
     limits, keys, poll, threads = options.limits, Keys.find(_keys(options)), options.poll, max(1, int(options.cpus))
     wanted = options.model if options.model.startswith("models:") else str(Path(options.model).absolute())
     batch, compiled = options.batch, options.compile
+    beside, gallery_limits = _galleries(options), options.gallery_limits
+    has_galleries = bool(beside)
 
     def app() -> FastAPI:
         source = model.source(wanted, poll, model.Execution(session.use_device(), batch, compiled))
         # Before it is given requests: a replica beside others must not answer that there is no model yet.
         source.look()
-        return api.build(source, limits, threads=threads, keys=keys)
+        galleries = gallery.Remote(ray.serve.get_replica_context().app_name) if has_galleries else None
+        return api.build(source, limits, threads=threads, keys=keys, galleries=galleries, gallery_limits=gallery_limits)
 
     resources = {"num_cpus": options.cpus, "num_gpus": _gpus(options)}
     deployed: Any = ray.serve.deployment(
@@ -124,7 +141,7 @@ def deployment(options: Options) -> ray.serve.Application:
         logging_config={"enable_access_log": False},  # it has one of its own
         **_scale(options.replicas),
     )(ray.serve.ingress(app)(Embeddings))
-    bound: ray.serve.Application = deployed.bind()
+    bound: ray.serve.Application = deployed.bind(*beside)
     return bound
 
 
@@ -178,8 +195,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = command_line.read(Options, sys.argv[1:] if argv is None else argv)
     with one_line_errors(status=2):
         check(options)
-        if not os.environ.get("RAY_ADDRESS"):  # else the port is one of another machine
+        if not os.environ.get("RAY_ADDRESS"):  # else the port is one of another machine, and so is the volume
             _check_port(options.host, options.port)
+            if options.galleries is None:
+                options = replace(options, galleries=str(tracking.runs_dir() / "galleries"))
+            if options.galleries:
+                FolderLock(Path(options.galleries)).release()  # else its replica would find out, and wait
             os.environ.update(gate.environment(options.limits, Keys.find(_keys(options))))
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -210,6 +231,14 @@ def _scale(replicas: str) -> dict[str, Any]:
     return {
         "autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": TARGET},
     }
+
+
+def _galleries(options: Options) -> list[ray.serve.Application]:
+    """The deployment of the galleries, if there are any."""
+    if not options.galleries:
+        return []
+    folder, threads = str(Path(options.galleries).absolute()), max(1, int(options.cpus))
+    return [gallery.deployment(folder, options.gallery_limits, threads=threads, gpus=options.gallery_gpus)]
 
 
 def _keys(options: Options) -> Path | None:

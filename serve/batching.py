@@ -1,8 +1,8 @@
 """Batches between requests: what arrives while the model runs goes through it together next.
 
-Ray Serve's own `@serve.batch` closes a batch by the clock, before it knows when the model will be free: with a wait of
-0 every request is a batch of its own, and any other is added to the latency of a service with one client. Here the
-batch is closed when the model is free (benchmarks/serve_batching.py compares them).
+Ray Serve's own `@serve.batch` closes a batch by the clock, while the model may still be busy with the one before: with
+a wait of 0 requests that come one by one are batches of their own, and any other wait is added to the latency of a
+service with one client. Here a batch is closed when the model is free (benchmarks/serve_batching.py compares them).
 """
 
 import asyncio

@@ -16,6 +16,7 @@ from dml.names import unknown
 from serve import access, schemas
 from serve.batching import Backlog, Batcher
 from serve.limits import Limits
+from serve.live import Live
 from serve.model import Embedder, Source, label
 from serve.schemas import ApiError
 
@@ -44,6 +45,8 @@ class Engine:
         self.limits = limits or Limits()
         self._threads = threads or os.cpu_count() or 1
         self._backlog = Backlog(self.limits)
+        self.live = Live()
+        """What verifications measured."""
 
     def start(self) -> None:
         """Begins to look for the model, without waiting for it."""

@@ -1,5 +1,6 @@
 """The model that is served: loaded from a checkpoint folder, and changed over when the registry's alias moves."""
 
+import copy
 import json
 import logging
 import threading
@@ -19,6 +20,7 @@ from dml import checkpoint, evaluate
 from dml.data import images
 from serve import access, batch_size
 from serve.calibration import Calibration
+from serve.calibrations import Calibrations
 
 log = logging.getLogger(__name__)
 
@@ -105,12 +107,13 @@ class CheckpointEmbedder:
         self.alias = alias
         self.dim = loaded.config.encoder.dim
         self.image_size = loaded.config.data.image_size
-        self.calibration = Calibration.read(folder / registry.OPERATING_POINTS)
+        self.calibration = Calibrations.beside(folder).current()
         self.metrics = _metrics(folder / registry.EVALUATION)
         self.created = int((folder / "encoder.safetensors").stat().st_mtime)
         self._config = loaded.config
         self._device = execution.device
-        encoder = loaded.encoder.to(self._device)
+        # As the images lie; oneDNN then rearranges less of the weights at each pass.
+        encoder = loaded.encoder.to(self._device).to(memory_format=torch.channels_last)
         self._encoder = torch.compile(encoder, dynamic=True) if execution.compiled else encoder
         self.batch = execution.batch or self._measured()
 
@@ -179,6 +182,7 @@ class Follower(Generic[Key]):
         load: loads it.
         poll: seconds between two looks.
         recall: says which model was wanted the last time, for a start while `find` fails.
+        calibrations: of the wanted model; the one in use is looked up at every look.
     """
 
     def __init__(
@@ -187,10 +191,12 @@ class Follower(Generic[Key]):
         load: Callable[[Key], Embedder],
         poll: float = 5.0,
         recall: Callable[[], Key | None] = lambda: None,
+        calibrations: Callable[[Key], Calibrations] | None = None,
     ) -> None:
         self._find = find
         self._load = load
         self._recall = recall
+        self._calibrations = calibrations
         self._poll = poll
         self._held: tuple[Key, Embedder] | None = None
         self._cached = False
@@ -220,7 +226,7 @@ class Follower(Generic[Key]):
         self._stopping.set()
 
     def look(self) -> None:
-        """One look: finds the wanted model and, when it is another than the one held, loads it."""
+        """One look: loads the wanted model when it is another than the one held, and takes its calibration up."""
         cached = False
         try:
             wanted = self._find()
@@ -229,9 +235,14 @@ class Follower(Generic[Key]):
             if self._held or (wanted := self._recall()) is None:
                 return
             cached = True
-        if wanted is None or (self._held and self._held[0] == wanted):
+        if wanted is not None and (self._held is None or self._held[0] != wanted):
+            self._change(wanted, cached)
+        else:
             self._trouble, self._cached = None, False
-            return
+        if wanted is not None and not cached:
+            self._recalibrate(wanted)
+
+    def _change(self, wanted: Key, cached: bool) -> None:
         self._trouble = "it is being loaded"
         try:
             model = self._load(wanted)
@@ -246,6 +257,22 @@ class Follower(Generic[Key]):
         if before is not None:
             access.count_model(label(before), served=False)
         access.count_model(label(model), served=True)
+
+    def _recalibrate(self, wanted: Key) -> None:
+        if self._calibrations is None or self._held is None or self._held[0] != wanted:
+            return
+        model = self._held[1]
+        try:
+            calibration = self._calibrations(wanted).current()
+        except Exception as error:  # as for the model: what decides goes on deciding
+            self._report("the calibration in use cannot be read", error)
+            return
+        if calibration != model.calibration:
+            # A copy, so that a request under way is decided and labelled by one calibration.
+            changed = copy.copy(model)
+            changed.calibration = calibration
+            self._held = wanted, changed
+            log.warning("%s is decided by calibration %s now", label(model), calibration.id if calibration else "none")
 
     def _follow(self) -> None:
         self.look()
@@ -263,9 +290,10 @@ class Follower(Generic[Key]):
 def source(model: str, poll: float = 5.0, execution: Execution | None = None) -> Follower[Any]:
     """What follows a registered model (models:/NAME@ALIAS, models:/NAME/VERSION) or holds a checkpoint folder."""
     if not model.startswith("models:"):
-        return Follower(lambda: Path(model), partial(_load_folder, execution=execution), poll)
+        load_folder = partial(_load_folder, execution=execution)
+        return Follower(lambda: Path(model), load_folder, poll, calibrations=Calibrations.beside)
     load = partial(_load_version, uri=model, execution=execution)
-    return Follower(partial(registry.find, model), load, poll, partial(registry.recall, model))
+    return Follower(partial(registry.find, model), load, poll, partial(registry.recall, model), Calibrations.of_version)
 
 
 def check(model: str) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, PlainValidator, model_validator
 
+from dml.metrics.operating_points import OperatingPoint
 from dml.names import unknown
 
 TYPES = {
@@ -74,14 +75,43 @@ Image = Annotated[str | bytes, PlainValidator(_image, json_schema_input_type=str
 """A data URI or bare base64 in JSON; the bytes of an image file in a form or a raw body."""
 
 
+def _item(value: Any) -> str | bytes | list[float]:
+    if isinstance(value, list) and value and all(type(number) in (int, float) for number in value):
+        try:
+            return [float(number) for number in value]
+        except OverflowError:
+            raise ValueError("an embedding has a number that is too large") from None
+    if isinstance(value, str | bytes):
+        return value
+    raise ValueError("an item is an image (a data URI or bare base64) or an embedding (a list of numbers)")
+
+
+ImageOrEmbedding = Annotated[str | bytes | list[float], PlainValidator(_item, json_schema_input_type=str | list[float])]
+"""An image, as `Image`, or the numbers of an embedding."""
+
+
 def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str | bytes) else value
 
 
-class EmbeddingsRequest(BaseModel):
-    """Images to embed."""
+class KnownFields(BaseModel):
+    """A request whose fields are documented beneath them; one that is unknown is refused with those that are known."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, body: Any) -> Any:
+        # Before pydantic's own check, which lists every unknown field of a hostile body.
+        if isinstance(body, dict):
+            for name in body:
+                if name not in cls.model_fields:
+                    raise ValueError(unknown("field", str(name)[:100], cls.model_fields))
+        return body
+
+
+class EmbeddingsRequest(KnownFields):
+    """Images to embed."""
 
     # FailFast: a list of a million wrong items gets one error, not a million.
     input: Annotated[
@@ -99,16 +129,6 @@ class EmbeddingsRequest(BaseModel):
     """Only the model's own dimension is accepted."""
     user: str | None = None
     """Accepted as OpenAI clients send it, and ignored."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_fields(cls, body: Any) -> Any:
-        # Before pydantic's own check, which lists every unknown field of a hostile body.
-        if isinstance(body, dict):
-            for name in body:
-                if name not in cls.model_fields:
-                    raise ValueError(unknown("field", str(name)[:100], cls.model_fields))
-        return body
 
 
 class Embedding(BaseModel):
@@ -133,6 +153,34 @@ class EmbeddingsAnswer(BaseModel):
     data: list[Embedding]
     model: str = Field(examples=["onethreshold@3"])
     usage: Usage = Usage()
+
+
+class OperatingPointAnswer(BaseModel):
+    """A threshold that was calibrated to a false accept rate, and what it did to the calibration pairs."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    far_target: float
+    """The false accept rate that was asked for."""
+    threshold: float
+    """A Euclidean distance, 0 to 2: what is at it or nearer matches."""
+    far: float
+    """Accepted negatives / negatives."""
+    frr: float
+    """Rejected positives / positives."""
+    far_interval: tuple[float, float] | None
+    """95% interval of the FAR on other classes; null where there were too few."""
+    frr_interval: tuple[float, float] | None
+    """95% interval of the FRR on other classes; null where there were too few."""
+    negatives: int
+    """Pairs of two classes that it was calibrated on."""
+    positives: int
+    """Pairs of one class that it was calibrated on."""
+
+    @classmethod
+    def of(cls, point: OperatingPoint) -> "OperatingPointAnswer":
+        """An operating point in Euclidean distance, as `serve.calibration.Calibration` has them."""
+        return cls(**{name: getattr(point, name) for name in cls.model_fields})
 
 
 class Health(BaseModel):

@@ -73,6 +73,7 @@ def register(
             "metrics": found.metrics,
             "baseline": None if baseline is None else baseline.metrics,
             "transfer": found.transfers,
+            "distances": found.distances,
             "worst_classes": [{"name": label, "mean_utility": utility} for label, utility in found.worst],
             "splits": {split: {"classes": c, "images": n} for split, (c, n) in (found.sizes or {}).items()},
             "fingerprint": found.fingerprint,

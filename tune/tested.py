@@ -14,6 +14,8 @@ from cluster import session
 from dml import checkpoint, evaluate
 from dml.data import datasets
 from dml.metrics import threshold
+from dml.metrics.distance_histograms import DistanceHistograms
+from dml.metrics.pair_distances import pair_distances
 from dml.metrics.transfer import transfer
 
 SPLITS = ("train", "val", "test")
@@ -34,6 +36,8 @@ class Tested:
         sizes: by split, how many classes and images it has.
         fingerprint: of the data as they were read for this test.
         toy: too few classes are held out for OPIS to mean much.
+        distances: the pairs of val classes that the operating points were calibrated on
+            (`dml.metrics.distance_histograms`), as a JSON-like dict; None without operating points.
     """
 
     metrics: dict[str, float]
@@ -45,6 +49,7 @@ class Tested:
     sizes: dict[str, tuple[int, int]] | None = None
     fingerprint: str = ""
     toy: bool = False
+    distances: dict[str, Any] | None = None
 
 
 def test(checkpoints: Sequence[str], resources: session.Resources) -> list[Tested]:
@@ -80,7 +85,8 @@ def test_model(folder: Path, device: torch.device) -> Tested:
     embeddings = evaluate.embed(encoder, splits.test, config, device=device)
     labels, known = torch.from_numpy(splits.test.labels_N), torch.from_numpy(splits.val.labels_N)
     metrics, curves = evaluate.metrics_and_curves(embeddings, labels, config.evaluate)
-    points = evaluate.calibrate(evaluate.embed(encoder, splits.val, config, device=device), known, config.evaluate)
+    known_embeddings = evaluate.embed(encoder, splits.val, config, device=device)
+    points = evaluate.calibrate(known_embeddings, known, config.evaluate)
     held = transfer(points, embeddings, labels, names=splits.test.classes)
     parts = {name: getattr(splits, name) for name in SPLITS}
     return Tested(
@@ -93,6 +99,7 @@ def test_model(folder: Path, device: torch.device) -> Tested:
         sizes={name: (len(part.classes), len(part)) for name, part in parts.items()},
         fingerprint=splits.fingerprint,
         toy=splits.toy,
+        distances=DistanceHistograms.of(pair_distances(known_embeddings, known)).as_dict() if points else None,
     )
 
 

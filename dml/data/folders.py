@@ -73,14 +73,14 @@ def _walk(root: Path) -> list[tuple[str, Path]]:
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
         raise DataError(f"data.root: {root} holds no folders; it needs one folder of images a class")
-    extensions = _extensions()
+    known = extensions()
     files: list[tuple[str, Path]] = []
     empty: list[str] = []
     for folder in folders:
         found = sorted(
             path
             for path in folder.rglob("*")
-            if path.suffix.lower() in extensions
+            if path.suffix.lower() in known
             and path.is_file()
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         )
@@ -90,12 +90,13 @@ def _walk(root: Path) -> list[tuple[str, Path]]:
     if empty:
         raise DataError(
             f"data.root: {len(empty)} of {len(folders)} class folders under {root} hold no image: "
-            f"{_first([repr(name) for name in empty])}; known extensions: {', '.join(sorted(extensions))}"
+            f"{_first([repr(name) for name in empty])}; known extensions: {', '.join(sorted(known))}"
         )
     return files
 
 
-def _extensions() -> set[str]:
+def extensions() -> set[str]:
+    """Endings of file names, such as .jpg, that images have."""
     return {extension for extension, name in Image.registered_extensions().items() if name in FORMATS}
 
 

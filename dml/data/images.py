@@ -93,6 +93,16 @@ def probe(source: Path | bytes, *, max_pixels: int | None = None) -> tuple[int, 
         return image.size
 
 
+def media_type(source: Path | bytes) -> str:
+    """The media type of an image file, e.g. image/png, from its header.
+
+    Raises:
+        ImageError: no image, or an unknown format.
+    """
+    with _opened(source, None) as image:
+        return Image.MIME.get(image.format or "", "application/octet-stream")
+
+
 def decode(source: Path | bytes, channels: int, *, max_pixels: int | None = None, enough: int | None = None) -> Tensor:
     """An image of any mode as uint8 (channels, H, W); channels is 1 (grayscale) or 3 (RGB).
 

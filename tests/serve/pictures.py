@@ -15,6 +15,7 @@ from torch import Tensor
 from dml import checkpoint, encoders
 from dml.config import Config, DataConfig, EncoderConfig
 from dml.data import images
+from serve.calibration import Calibration
 from serve.model import Embedder
 
 
@@ -33,7 +34,7 @@ class MeanColour:
     """An embedder with an obvious answer: the mean RGB colour of an image, scaled to unit norm."""
 
     name, version, alias, dim, image_size, created, batch = "colour", "7", None, 3, 8, 1_700_000_000, 32
-    calibration = None
+    calibration: Calibration | None = None
     metrics: ClassVar[dict[str, float]] = {"test/opis": 0.25}
 
     def decode(self, data: bytes) -> Tensor:

@@ -13,6 +13,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
 from serve import api
+from serve.gallery.galleries import Galleries
 from serve.limits import Limits
 from tests.serve.pictures import Held, MeanColour
 
@@ -20,8 +21,11 @@ UNHEALTHY = list(HealthCheck)  # its strategies are slow, and what they make is 
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[TestClient]:
-    with TestClient(api.build(Held(MeanColour()), Limits(requests_per_second=1e6))) as made:
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    galleries = Galleries(tmp_path_factory.mktemp("galleries"))
+    app = api.build(Held(MeanColour()), Limits(requests_per_second=1e6), galleries=galleries)
+    with TestClient(app) as made:
+        made.put("/v1/galleries/0")
         yield made
 
 
@@ -60,4 +64,5 @@ def test_every_route_and_its_errors_are_documented(client: TestClient) -> None:
     }
     for path in ("/v1/embeddings", "/v1/models", "/readyz"):
         for operation in paths[path].values():
+            assert operation["security"] == [{"HTTPBearer": []}]
             assert {"401", "429", "503"} <= set(operation["responses"])

@@ -22,8 +22,12 @@ import psutil
 import pytest
 
 from cluster import registry
+from dml.metrics.drift import ENOUGH
 from serve import app
+from serve.calibrations import Calibrations
+from serve.client import Client, InvalidRequestError
 from serve.limits import Limits
+from tests.serve.calibrated import calibration
 from tests.serve.pictures import data_uri, noise, offline, write_checkpoint
 
 NAME = "served"
@@ -131,6 +135,57 @@ def test_files_in_a_form_are_answered_as_an_array(champion: Service) -> None:
 def test_models_tell_the_alias(champion: Service) -> None:
     [card] = httpx.get(f"{champion.url}/v1/models").json()["data"]
     assert (f"{card['id']}@{card['version']}", card["alias"]) == (champion.ready()["model"], "champion")
+
+
+def test_prometheus_finds_the_metrics_where_ray_shows_its_own(champion: Service) -> None:
+    import ray
+
+    [node] = ray.nodes()
+    url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+    champion.embed(input=IMAGES)
+    champion.embed(input=[IMAGES[0]] * 1000)  # refused before any route
+    version = champion.ready()["model"]
+    wanted = [
+        r'onethreshold_requests\w*{.*route="/v1/embeddings".*status="200"',
+        r"onethreshold_images\w*{",
+        r"onethreshold_request_ms_bucket{",
+        r"onethreshold_batch_images_bucket{",
+        r'onethreshold_rejections\w*{.*code="request_too_large"',
+        rf'onethreshold_model{{.*model="{version}".*}} 1',
+    ]
+    wait_for(lambda: all(re.search(pattern, httpx.get(url).text) for pattern in wanted))
+
+
+def test_a_calibration_is_taken_up_live_and_decides(champion: Service) -> None:
+    """Verification, drift with its metrics, and the page, in a replica of Ray Serve and through its proxy."""
+    version = registry.champion(NAME)
+    assert version is not None
+    calibrations, mine = Calibrations.of_version(version), calibration(source="pairs.csv", created=1_800_000_000)
+
+    def used() -> str | None:
+        answer = httpx.get(f"{champion.url}/v1/calibration", timeout=30).json()
+        return answer.get("id") or answer["error"]["code"]
+
+    with Client(champion.url) as client:
+        one, other = client.embeddings(FILES[:2])
+        with pytest.raises(InvalidRequestError, match="has no operating points: give a threshold"):
+            client.verify(FILES[0], FILES[1])
+        calibrations.use(mine)
+        wait_for(lambda: used() == mine.id)
+        found = client.verify(FILES[0], FILES[1], far=0.001)
+        assert (found.calibration, found.threshold, found.model) == (mine.id, mine.at(0.001).threshold, version.label)
+        assert found.distance == pytest.approx(float(np.linalg.norm(one - other)), abs=1e-5)
+        files = {"a": FILES[0], "b": FILES[1]}
+        form = httpx.post(f"{champion.url}/v1/verify", files=files, data={"far": "0.001"}, timeout=60).json()
+        assert (form["match"], form["distance"]) == (found.match, pytest.approx(found.distance, abs=1e-6))
+        for _ in range(ENOUGH):
+            client.verify(one, -one, threshold=1)
+        assert httpx.get(f"{champion.url}/v1/drift").json()["level"] == "drifted"
+    with pytest.raises(ValueError, match="registered without operating points"):
+        calibrations.revert("registered")
+    page = httpx.get(champion.url)
+    assert (page.status_code, "Same or not?" in page.text) == (200, True)
+    assert httpx.get(f"{champion.url}/page/page.js").headers["content-type"].startswith("text/javascript")
 
 
 @pytest.mark.slow
@@ -290,6 +345,8 @@ def test_the_command_serves_a_folder_and_leaves_no_process_behind(tmp_path: Path
         (["--model", "/no/such/folder"], "/no/such/folder is no checkpoint"),
         (["--model", "models:/onethreshold"], "models:/NAME@ALIAS"),
         (["--poll", "0"], "poll: 0 must be above 0"),
+        (["--limits.images", "0"], "images"),
+        (["--limits.imags", "1"], "unknown option '--limits.imags'; valid: --limits.images"),
         (["--port", "{taken}"], "cannot listen on 127.0.0.1:"),
     ],
 )

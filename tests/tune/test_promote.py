@@ -19,7 +19,9 @@ from cluster.session import Resources
 from cluster.tracking import Store
 from dml import checkpoint, evaluate
 from dml.data import datasets
+from dml.metrics.distance_histograms import DistanceHistograms
 from dml.metrics.operating_points import OperatingPoint
+from dml.metrics.pair_distances import pair_distances
 from dml.metrics.transfer import transfer
 from tune import candidate, promote, retrain, search
 
@@ -108,6 +110,9 @@ def test_thresholds_are_set_on_val_and_put_to_the_test_on_test(searched: Search)
     assert [each["far"] for each in tested["transfer"]] == pytest.approx([each.far for each in held], abs=1e-3)
     assert [each["frr"] for each in tested["transfer"]] == pytest.approx([each.frr for each in held], abs=1e-3)
     assert tested["splits"]["val"] == {"classes": 4, "images": len(splits.val)}
+    counted = DistanceHistograms.of_dict(tested["distances"])
+    assert (sum(counted.positives), sum(counted.negatives)) == (stored[0].positives, stored[0].negatives)
+    assert counted.negatives == pytest.approx(DistanceHistograms.of(pair_distances(*val)).negatives, abs=3)
 
 
 def test_a_runs_model_is_tested_beside_its_searchs_baseline_and_registered(

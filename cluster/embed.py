@@ -1,0 +1,238 @@
+"""Embeds a whole data set over the cluster: `python -m cluster.embed --model ... --data photos/ --out emb.parquet`."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+import rich.progress
+
+from cluster import command_line, embedding_table, registry, session, shared_storage
+from cluster.embed_shards import Embedder, Shard, Subject
+from cluster.embedding_table import SHARD, Made
+from dml import checkpoint
+from dml.config import Config, DataConfig
+from dml.data import datasets, folders
+from dml.data.imageset import DataError, digest
+from dml.names import unknown
+
+MANIFEST = "manifest.json"
+BAD = "bad.csv"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Embeds every image of a folder or a dataset: id, embedding and label as Parquet, for search, a gallery or you.
+
+    --data photos/ takes all images beneath a folder; their ids are paths in it, and their labels the folders that they
+    lie in. --out emb.parquet makes one file, any other name a folder of shards. What was embedded when it was stopped
+    stays: the same command goes on. Files that are no images are listed in bad.csv beside the output.
+    """
+
+    model: str = f"models:/{registry.NAME}@{registry.ALIAS}"
+    """A checkpoint folder, models:/NAME@ALIAS or models:/NAME/VERSION."""
+    data: str = ""
+    """A folder, or a dataset: glyphs, digits. Default: the data that the model was trained on, all splits of it."""
+    out: str = ""
+    """emb.parquet, or a folder; a path that every node sees."""
+    workers: int = 0
+    """Actors that embed. Default: one a GPU, without GPUs one a CPU."""
+    cpus_per_worker: float = 1.0
+    """CPUs of each, which also decode."""
+    gpus_per_worker: float | None = None
+    """GPUs of each, e.g. 0.5. Default: 1 when the cluster has any, else 0."""
+    batch: int = 64
+    """Images of a forward pass."""
+    shard: int = 4096
+    """Images of a shard, which is what a stop can lose."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = command_line.read(Options, sys.argv[1:] if argv is None else argv)
+    with command_line.one_line_errors(status=2):
+        _check(options)
+        out = Path(options.out).absolute()
+        folder, name = registry.fetch(options.model)
+        loaded = checkpoint.load(folder)
+        if not options.model.startswith("models:"):
+            name = f"{registry.NAME}@{name}"  # as a service of this folder calls it
+        subject = _subject(options.data, loaded.config)
+        made = Made(
+            name,
+            loaded.config.encoder.dim,
+            hashlib.sha256((folder / "encoder.safetensors").read_bytes()).hexdigest(),
+            subject.identity,
+            len(subject),
+            options.shard,
+            _operating_points(folder),
+        )
+        single = out.suffix == ".parquet"
+        parts = out.with_name(f"{out.name}.parts") if single else out
+        if single and out.exists():
+            raise ValueError(f"out: {out} is there already; name another file, or remove it")
+        _open(parts, made)
+    with command_line.one_line_errors():
+        session.connect()
+        _embed(options, folder.absolute(), subject, made, parts)
+        bad = _list_bad(parts, out.with_name(f"{out.stem}.{BAD}") if single else parts / BAD)
+        rows = embedding_table.count(parts)
+        if single:
+            _join(parts, out, made)
+        print(f"{rows:,} of {made.images:,} images embedded by {made.model} (D = {made.dim}) into {out}")
+        if bad:
+            command_line.warn(f"{made.images - rows:,} files are no readable images; {bad} lists them with the reasons")
+    return 0
+
+
+def _check(options: Options) -> None:
+    if not options.out:
+        raise ValueError("out: name a file such as emb.parquet, or a folder")
+    for name in ("batch", "shard", "cpus_per_worker"):
+        if not getattr(options, name) > 0:
+            raise ValueError(f"{name}: {getattr(options, name)} must be above 0")
+
+
+def _subject(data: str, config: Config) -> Subject:
+    """What is to be embedded, seen through the model's transform."""
+    trained: DataConfig = config.data
+    name = data or trained.dataset
+    if name == "image_folder" and not data and trained.root:
+        name = trained.root
+    if name in datasets.DATASETS and name != "image_folder":
+        chosen = trained.model_copy(update={"dataset": name, "root": None, "split_csv": None})
+        found = datasets.DATASETS[name](chosen)
+        labels = [found.classes[label] for label in found.labels_N]
+        return Subject(chosen, "", [f"{name}/{row:06d}" for row in range(len(labels))], labels, found.identity)
+    root = Path(name).expanduser().absolute()
+    if not root.is_dir():
+        valid = [each for each in datasets.DATASETS if each != "image_folder"]
+        raise ValueError(f"data: {root} is not a folder, and {unknown('dataset', name, valid)}")
+    ids, labels_or_none, sizes = _listed(root)
+    if not ids:
+        raise DataError(f"data: no image under {root}")
+    identity = digest(*(f"{each}:{size}" for each, size in zip(ids, sizes, strict=True)))
+    return Subject(trained, str(root), ids, labels_or_none, identity)
+
+
+def _listed(root: Path) -> tuple[list[str], list[str | None], list[int]]:
+    """Paths of the image files beneath a folder in order, the first folder of each path, and sizes in bytes."""
+    known = folders.extensions()
+    found = []
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if path.suffix.lower() in known and not name.startswith(".") and path.is_file():
+                found.append((path.relative_to(root).as_posix(), path.stat().st_size))
+    found.sort()
+    labels = [path.partition("/")[0] if "/" in path else None for path, _ in found]
+    return [path for path, _ in found], labels, [size for _, size in found]
+
+
+def _operating_points(folder: Path) -> list[dict[str, Any]]:
+    file = folder / registry.OPERATING_POINTS
+    points: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
+    return points
+
+
+def _open(parts: Path, made: Made) -> None:
+    """Makes the folder of shards, or refuses one that was made of something else."""
+    manifest = parts / MANIFEST
+    if manifest.is_file():
+        before = json.loads(manifest.read_text())
+        now = json.loads(json.dumps(asdict(made)))
+        for name, value in now.items():
+            if before.get(name) != value and name != "operating_points":
+                raise ValueError(
+                    f"out: {parts} holds shards of another run ({name} {str(before.get(name))[:40]}, now "
+                    f"{str(value)[:40]}); give the same options to go on, or name another output"
+                )
+        return
+    if parts.exists() and (not parts.is_dir() or any(parts.iterdir())):
+        raise ValueError(f"out: {parts} exists and holds something else; name another output")
+    parts.mkdir(parents=True, exist_ok=True)
+    new = parts / f".{MANIFEST}"
+    new.write_text(json.dumps(asdict(made), indent=2))
+    new.replace(manifest)
+
+
+def _embed(options: Options, folder: Path, subject: Subject, made: Made, parts: Path) -> None:
+    """Embeds the shards that are not there yet."""
+    shared_storage.check(str(parts))
+    total = -(-len(subject) // options.shard)
+    todo = [number for number in range(total) if not (parts / SHARD.format(number)).is_file()]
+    done = min(len(subject), (total - len(todo)) * options.shard)
+    with _progress(quiet=options.quiet) as bar:
+        task = bar.add_task("embedding", total=len(subject), completed=done)
+        for row in _results(options, folder, subject, made, parts, todo) if todo else ():
+            bar.advance(task, int(row["images"]))
+
+
+def _results(
+    options: Options, folder: Path, subject: Subject, made: Made, parts: Path, todo: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    total = ray.cluster_resources()
+    gpus = options.gpus_per_worker if options.gpus_per_worker is not None else min(1.0, total.get("GPU", 0.0))
+    each, there = (gpus, total.get("GPU", 0.0)) if gpus else (options.cpus_per_worker, total.get("CPU", 1.0))
+    workers = min(len(todo), options.workers or max(1, int(there / each)))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    shards = [{"shard": Shard(number, *subject.part(number * options.shard, options.shard))} for number in todo]
+    found = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
+        Embedder,
+        fn_constructor_args=(str(folder), subject.config, subject.root, made, str(parts), options.batch),
+        batch_size=1,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=options.cpus_per_worker,
+        num_gpus=gpus or None,
+    )
+    yield from found.iter_rows()
+
+
+def _list_bad(parts: Path, out: Path) -> Path | None:
+    """Writes the files that could not be read, with the reasons; None where there are none."""
+    bad = [row for file in sorted(parts.glob("bad-*.json")) for row in json.loads(file.read_text())]
+    if not bad:
+        return None
+    with out.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file", "why"), *bad])
+    return out
+
+
+def _join(parts: Path, out: Path, made: Made) -> None:
+    """One file of all shards, a shard in memory at a time; the shards are then removed."""
+    import pyarrow.parquet as pq
+
+    new = out.with_name(f".{out.name}.new")
+    with pq.ParquetWriter(new, embedding_table.schema(made)) as writer:
+        for file in embedding_table.files(parts):
+            writer.write_table(pq.read_table(file))
+    new.replace(out)
+    shutil.rmtree(parts)
+
+
+def _progress(*, quiet: bool) -> rich.progress.Progress:
+    console = rich.console.Console(stderr=True)
+    columns = (
+        "{task.description}",
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    return rich.progress.Progress(*columns, console=console, disable=quiet or not console.is_terminal)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

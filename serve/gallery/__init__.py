@@ -1,0 +1,1 @@
+"""Galleries: named collections of embeddings on disk that queries are searched in."""
