@@ -39,6 +39,7 @@ USER 1000:1000
 CMD ["python", "-m", "cluster.doctor"]
 
 FROM base AS gpu
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=build-gpu /opt/onethreshold /opt/onethreshold
 USER 1000:1000
 CMD ["python", "-m", "cluster.doctor"]

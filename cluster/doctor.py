@@ -4,13 +4,13 @@ Asks Ray, MLflow, the artifact store, the database, the shared storage and the G
 the variables that the other programs read too. It leaves nothing behind but one deleted MLflow run.
 """
 
+import base64
 import os
 import platform
 import re
 import socket
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,8 +137,7 @@ def mlflow() -> Iterator[Finding]:
         try:
             theirs = _get(f"{uri}/version")
         except OSError as error:
-            mend = "is MLFLOW_TRACKING_URI right, the server up, and does a NetworkPolicy let this pod reach it?"
-            yield Finding("mlflow", "fault", f"{shown}: {_line(error)}", mend)
+            yield Finding("mlflow", "fault", f"{shown}: {_line(error)}", _mend_mlflow(str(error)))
             return
         if theirs != versions()["mlflow"]:
             mend = "run the server from the image that the pods run"
@@ -291,7 +290,9 @@ def _answers(asked: Mapping[Any, str]) -> Iterator[tuple[str, Any]]:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _versions() -> dict[str, str]:
-    return versions()
+    from cluster import doctor  # the node's own, not what Ray sends along
+
+    return doctor.versions()
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -314,7 +315,10 @@ def _refused(host: str, port: int) -> str:
 
 
 def _get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:  # noqa: S310  # the person's own address
+    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD"))
+    known = base64.b64encode(f"{user}:{password}".encode()).decode()
+    request = urllib.request.Request(url, headers={"Authorization": f"Basic {known}"} if user else {})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310  # the person's own address
         return str(answer.read().decode(errors="replace").strip())
 
 
@@ -342,7 +346,9 @@ def _mend_ray(said: str) -> str:
 def _mend_mlflow(said: str) -> str:
     hosts = "list host:port as it is called here in the server's MLFLOW_SERVER_ALLOWED_HOSTS"
     users = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of a user that the server knows (Secret mlflow)"
-    return _first(said, {"Invalid Host": hosts, "401": users, "not authenticated": users}, "look at the server's log")
+    away = "is MLFLOW_TRACKING_URI right, the server up, and does a NetworkPolicy let this pod reach it?"
+    hints = {"Invalid Host": hosts, "401": users, "not authenticated": users, "urlopen error": away, "timed out": away}
+    return _first(said, hints, "look at the server's log")
 
 
 def _mend_database(said: str) -> str:

@@ -94,10 +94,10 @@ def images(manifests: Manifests) -> Iterator[str]:
     """Our image is the one that `make image` builds; others have an exact version."""
     for pod in manifests.pods():
         for container in pod.containers:
-            found = str(container.get("image"))
+            found = str(container.get("image")).rpartition("/")[2]  # in whatever registry
             if found.startswith("onethreshold") and found != image():
                 yield f"{pod.name} {container['name']}: image {found} is not {image()}"
-            if not re.fullmatch(r"onethreshold:.+|[a-z/]+:\d+\.\d+(\.\d+)?-[a-z]+", found):
+            if not re.fullmatch(r"onethreshold:.+|[a-z]+:\d+\.\d+(\.\d+)?-[a-z]+", found):
                 yield f"{pod.name} {container['name']}: image {found} has no exact version"
 
 

@@ -57,7 +57,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     replaced = {
         "postgres:5432": f"127.0.0.1:{sql}",
         "mlflow:5000": f"127.0.0.1:{http}",
-        **{path: f"{folder}{path}" for path in ("/artifacts", "/etc/mlflow", "/shared", "/galleries")},
+        **{path: f"{folder}{path}" for path in ("/artifacts", "/etc/mlflow", "/shared", "/serving")},
     }
     here = Here(folder, {name: bootstrap.values(name) for name in bootstrap.SECRETS}, replaced)
     init = manifests.get("ConfigMap", "postgres")["data"]["init.sh"]
@@ -148,12 +148,16 @@ def test_from_nothing_to_an_answer(service: Service) -> None:
     assert studies == "first-search"
 
     here.wait(endpoint.name, lambda: status(f"{url}/readyz") == 200)
-    answer = embed(url, service.secret("api-key", "key"))
+    key = service.secret("api-key", "key")
+    answer = asked(f"{url}/v1/embeddings", key, {"input": [STRIPE, STRIPE, BLANK]})
     (first, same, other) = (np.array(each["embedding"]) for each in answer["data"])
     assert answer["model"] == "onethreshold@1"
     assert np.linalg.norm(first) == pytest.approx(1, abs=1e-4)
     assert np.linalg.norm(first - same) < 1e-4 < np.linalg.norm(first - other)
-    assert (here.folder / "galleries/cache/models").is_dir(), "what it serves while MLflow is away"
+    assert asked(f"{url}/v1/verify", key, {"a": STRIPE, "b": STRIPE, "far": 0.01})["match"] is True
+    assert asked(f"{url}/v1/verify", key, {"a": STRIPE, "b": BLANK})["model"] == "onethreshold@1"
+    assert (here.folder / "serving/galleries").is_dir()
+    assert (here.folder / "serving/cache/models").is_dir(), "what it serves while MLflow is away"
 
 
 def start_endpoint(service: Service) -> tuple[Head, str]:
@@ -162,7 +166,8 @@ def start_endpoint(service: Service) -> tuple[Head, str]:
     config = yaml.safe_load(spec["serveConfigV2"])
     [port] = free_ports(1)
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
-    config["applications"][0]["args"] |= {"replicas": "1", "cpus": 0.5, "gpus": 0}
+    arguments = config["applications"][0]["args"]
+    arguments |= {"replicas": "1", "cpus": 0.5, "gpus": 0, "galleries": service.here.text(arguments["galleries"])}
     file = service.here.folder / "serve.yaml"
     file.write_text(yaml.safe_dump(config))
     head.ray("serve", "deploy", str(file), "--address", head.address)
@@ -185,11 +190,10 @@ def basic(user: str, password: str) -> dict[str, str]:
     return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
 
 
-def embed(url: str, key: str) -> dict[str, Any]:
-    images = [np.kron(np.eye(4), np.ones((8, 8))), np.kron(np.eye(4), np.ones((8, 8))), np.zeros((32, 32))]
-    body = json.dumps({"input": [data_uri(image) for image in images]}).encode()
+def asked(url: str, key: str, body: dict[str, Any]) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/embeddings", body, headers), timeout=60) as answer:
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return dict(json.load(answer))
 
 
@@ -197,3 +201,7 @@ def data_uri(image: Any) -> str:
     file = io.BytesIO()
     Image.fromarray((image * 255).astype(np.uint8)).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+STRIPE = data_uri(np.kron(np.eye(4), np.ones((8, 8))))
+BLANK = data_uri(np.zeros((32, 32)))
