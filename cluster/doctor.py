@@ -6,7 +6,6 @@ the variables that the other programs read too. It leaves nothing behind but one
 
 import base64
 import os
-import platform
 import re
 import socket
 import sys
@@ -15,17 +14,14 @@ import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Literal
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster import command_line, session, shared_storage, tracking
+from cluster import command_line, nodes, session, shared_storage, tracking
 from cluster.delivery import client_of, without_password
 from cluster.tracking import TrackingError
 
-PACKAGES = ("onethreshold", "ray", "torch", "mlflow", "optuna")
 DATABASE = "ONETHRESHOLD_OPTUNA_STORAGE"
 """The variable by which tune.search finds its database."""
 TIMEOUT = 30.0
@@ -67,7 +63,7 @@ def examine(storage: str = "") -> Iterator[Finding]:
     Args:
         storage: path or URI that checkpoints are to go to; empty asks nothing of it.
     """
-    yield Finding("versions", "ok", _shown(versions()))
+    yield Finding("versions", "ok", _shown(nodes.versions()))
     joined = False
     for finding in ray_cluster():
         joined = joined or (finding.about == "ray" and finding.state == "ok")
@@ -76,17 +72,6 @@ def examine(storage: str = "") -> Iterator[Finding]:
     yield from mlflow()
     yield database(os.environ.get(DATABASE, ""))
     yield shared(storage, joined=joined)
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that must be the same everywhere."""
-    found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package).partition("+")[0]  # +cpu and +cu130 are one release
-        except PackageNotFoundError:
-            found[package] = "none"
-    return found
 
 
 def ray_cluster() -> Iterator[Finding]:
@@ -102,22 +87,21 @@ def ray_cluster() -> Iterator[Finding]:
         return
     try:
         session.connect()
-        nodes = [node for node in ray.nodes() if node["Alive"]]
+        count = len(nodes.alive())
     except Exception as error:  # Ray raises what it likes
         yield Finding("ray", "fault", f"{address}: {_line(error)}", _mend_ray(str(error)))
         return
     total = ray.cluster_resources()
-    yield Finding("ray", "ok", f"{len(nodes)} nodes, {total.get('CPU', 0):g} CPU, {total.get('GPU', 0):g} GPU")
-    yield _agreement(nodes)
+    yield Finding("ray", "ok", f"{count} nodes, {total.get('CPU', 0):g} CPU, {total.get('GPU', 0):g} GPU")
+    yield _agreement()
 
 
 def gpus() -> Iterator[Finding]:
     """Computes something on a GPU of each node that has any."""
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) > 0]
-    if not nodes:
+    having = [node for node in nodes.alive() if node["Resources"].get("GPU", 0) > 0]
+    if not having:
         yield Finding("gpus", "note", "none in the cluster now; an autoscaler brings them when a job asks")
-    asked = {_on(node, _computes, num_gpus=0.01): node["NodeManagerAddress"] for node in nodes}
-    for address, answer in _answers(asked):
+    for address, answer in nodes.ask(nodes.compute, having, TIMEOUT, num_gpus=0.01):
         if answer is None:
             yield Finding("gpus", "note", f"{address}: no answer, its GPUs are taken")
         elif isinstance(answer, Exception):
@@ -139,9 +123,9 @@ def mlflow() -> Iterator[Finding]:
         except OSError as error:
             yield Finding("mlflow", "fault", f"{shown}: {_line(error)}", _mend_mlflow(str(error)))
             return
-        if theirs != versions()["mlflow"]:
+        if theirs != nodes.versions()["mlflow"]:
             mend = "run the server from the image that the pods run"
-            yield Finding("mlflow", "fault", f"{shown} is {theirs}, here it is {versions()['mlflow']}", mend)
+            yield Finding("mlflow", "fault", f"{shown} is {theirs}, here it is {nodes.versions()['mlflow']}", mend)
             return
     try:
         with tracking.one_line(uri):
@@ -228,18 +212,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if faults else 0
 
 
-def _agreement(nodes: Sequence[Mapping[str, Any]]) -> Finding:
+def _agreement() -> Finding:
     """Whether all nodes have the versions of this process."""
-    here = versions()
-    others = []
-    asked = {_on(node, _versions): node["NodeManagerAddress"] for node in nodes}
-    for address, answer in _answers(asked):
+    here, others = nodes.versions(), []
+    for address, answer in nodes.ask(nodes.versions, nodes.alive(), TIMEOUT):
         if not isinstance(answer, dict):
             said = "no answer" if answer is None else _line(answer)
             return Finding("nodes", "fault", f"{address}: {said}", "do its pods run, with the image of the others?")
-        others += [
-            f"{address} has {name} {answer[name]}, here {here[name]}" for name in here if answer[name] != here[name]
-        ]
+        differing = (name for name in here if answer.get(name) != here[name])
+        others += [f"{address} has {name} {answer.get(name)}, here {here[name]}" for name in differing]
     if others:
         return Finding("nodes", "fault", "; ".join(others), "give all pods, and this machine, the same image")
     return Finding("nodes", "ok", "the same versions on all")
@@ -266,43 +247,6 @@ def _artifacts(uri: str) -> Finding:
     if seen != "seen":
         return Finding("artifacts", "fault", "what was written is not what was read", "look at the server's log")
     return Finding("artifacts", "ok", "written and read")
-
-
-def _on(node: Mapping[str, Any], task: Any, **options: Any) -> Any:
-    """The task, on one node."""
-    here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    return task.options(scheduling_strategy=here, **options).remote()
-
-
-def _answers(asked: Mapping[Any, str]) -> Iterator[tuple[str, Any]]:
-    """What each node answered; None for no answer in time, an exception for an error."""
-    if not asked:
-        return
-    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=TIMEOUT)
-    for task, address in asked.items():
-        try:
-            yield address, ray.get(task) if task in ready else None
-        except Exception as error:
-            yield address, error
-        if task not in ready:
-            ray.cancel(task)
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _versions() -> dict[str, str]:
-    from cluster import doctor  # the node's own, not what Ray sends along
-
-    return doctor.versions()
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _computes() -> str:
-    import torch
-
-    one = torch.ones(2, 2, device="cuda")
-    if (one @ one).sum().item() != 8:
-        raise RuntimeError("2 x 2 is not 4 there")
-    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
 def _refused(host: str, port: int) -> str:

@@ -1,18 +1,25 @@
 """What the doctor says of things that are well, away, or another version; the whole composition is in tests/k8s."""
 
+import functools
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cluster import doctor
+from cluster import doctor, nodes
 
 
 def states(findings: Iterator[doctor.Finding]) -> dict[str, str]:
     return {finding.about: finding.state for finding in findings}
+
+
+def named_as(real: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
+    """Another function by the name of the real one, which nodes go by."""
+    return functools.wraps(real)(other)
 
 
 @pytest.fixture
@@ -38,8 +45,8 @@ def test_a_cluster_that_is_well(ray_local: None, mlflow_store: str, tmp_path: Pa
 
 
 def test_another_version_on_a_node_is_told(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = doctor.versions()
-    monkeypatch.setattr(doctor, "versions", lambda: {**here, "torch": "2.0.0"})
+    here = nodes.versions()
+    monkeypatch.setattr(nodes, "versions", named_as(nodes.versions, lambda: {**here, "torch": "2.0.0"}))
     finding = next(each for each in doctor.ray_cluster() if each.about == "nodes")
     assert finding.state == "fault"
     assert f"has torch {here['torch']}, here 2.0.0" in finding.said
@@ -95,7 +102,7 @@ def test_an_mlflow_of_another_version_is_told(alone: Path, monkeypatch: pytest.M
         [finding] = doctor.mlflow()
         server.shutdown()
     assert finding.state == "fault"
-    assert f"is 2.0.0, here it is {doctor.versions()['mlflow']}" in finding.said
+    assert f"is 2.0.0, here it is {nodes.versions()['mlflow']}" in finding.said
 
 
 @pytest.mark.parametrize(
@@ -108,3 +115,10 @@ def test_an_mlflow_of_another_version_is_told(alone: Path, monkeypatch: pytest.M
 )
 def test_what_mlflow_refuses_has_its_own_hint(said: str, hint: str) -> None:
     assert hint in doctor._mend_mlflow(said)
+
+
+def test_a_gpu_that_is_said_to_be_there_and_is_not(ray_local: None) -> None:
+    """A machine without GPUs, which is what a broken driver looks like to torch."""
+    [(address, answer)] = nodes.ask(nodes.compute, nodes.alive(), doctor.TIMEOUT)
+    assert address == nodes.alive()[0]["NodeManagerAddress"]
+    assert isinstance(answer, Exception), answer

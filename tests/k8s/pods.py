@@ -24,6 +24,11 @@ def image() -> str:
     return f"onethreshold:{project['version']}-ray{constraints()['ray']}"
 
 
+def plain(container: Mapping[str, Any]) -> str:
+    """A container's image without the registry, which is each team's own."""
+    return str(container.get("image")).rpartition("/")[2]
+
+
 def restricted(manifests: Manifests) -> Iterator[str]:
     """Kubernetes' restricted profile, and a root file system that cannot be written."""
     for pod in manifests.pods():
@@ -94,7 +99,7 @@ def images(manifests: Manifests) -> Iterator[str]:
     """Our image is the one that `make image` builds; others have an exact version."""
     for pod in manifests.pods():
         for container in pod.containers:
-            found = str(container.get("image")).rpartition("/")[2]  # in whatever registry
+            found = plain(container)
             if found.startswith("onethreshold") and found != image():
                 yield f"{pod.name} {container['name']}: image {found} is not {image()}"
             if not re.fullmatch(r"onethreshold:.+|[a-z]+:\d+\.\d+(\.\d+)?-[a-z]+", found):
@@ -113,7 +118,7 @@ def writable(manifests: Manifests) -> Iterator[str]:
     for pod in manifests.pods():
         for container in pod.containers:
             mounted = {mount["mountPath"] for mount in container.get("volumeMounts", ())}
-            ours = str(container.get("image")).startswith("onethreshold") and pod.component != "bootstrap"
+            ours = plain(container).startswith("onethreshold:") and pod.component != "bootstrap"
             if ours and not {"/tmp", "/home/ray"} <= mounted:
                 yield f"{pod.name} {container['name']}: /tmp and /home/ray cannot be written"
             for path in _paths(container):

@@ -15,7 +15,7 @@ import pytest
 
 from tests.k8s.here import reachable
 from tests.k8s.manifests import ROOT, Manifests
-from tests.k8s.pods import constraints, image
+from tests.k8s.pods import constraints, image, plain
 
 TARGETS = ("cpu", "gpu")
 
@@ -59,7 +59,7 @@ def test_the_image_is_what_the_manifests_take_it_for(target: str) -> None:
     [user] = [step.rest for step in steps if step.word == "USER"]
     environment = dict(re.findall(r"(\w+)=(\S+)", " ".join(step.rest for step in steps if step.word == "ENV")))
     for pod in Manifests.read().pods():
-        if pod.containers[0]["image"] == image():
+        if plain(pod.containers[0]) == image():
             security = pod.spec["securityContext"]
             assert f"{security['runAsUser']}:{security['runAsGroup']}" == user
             homes = [mount["mountPath"] for mount in pod.containers[0].get("volumeMounts", ())]

@@ -12,7 +12,7 @@ import yaml
 from tests.k8s import rules, schemas
 from tests.k8s.manifests import FOLDER, Manifests, Pod, named
 from tests.k8s.network import CLIENT, OPERATOR, arrows
-from tests.k8s.pods import constraints, image
+from tests.k8s.pods import constraints, image, plain
 
 CRDS = os.environ.get("ONETHRESHOLD_KUBERAY_CRDS")
 """Folder of KubeRay's CRDs (helm-chart/kuberay-operator/crds of its repository), where there is a copy."""
@@ -55,7 +55,7 @@ def test_the_folder_holds_what_kubectl_applies_in_order() -> None:
 
 
 def test_every_pod_of_ray_runs_one_image_of_the_versions_that_were_tested(manifests: Manifests) -> None:
-    assert {container["image"] for pod in ray_pods(manifests) for container in pod.containers} == {image()}
+    assert {plain(container) for pod in ray_pods(manifests) for container in pod.containers} == {image()}
     assert image() == f"onethreshold:0.1.0-ray{constraints()['ray']}"
 
 
