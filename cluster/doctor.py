@@ -105,9 +105,7 @@ def gpus() -> Iterator[Finding]:
         if answer is None:
             yield Finding("gpus", "note", f"{address}: no answer, its GPUs are taken")
         elif isinstance(answer, Exception):
-            mend = (
-                "does the node's driver fit torch's CUDA, and is the image the one with GPUs (make image TARGET=gpu)?"
-            )
+            mend = "does the node's driver fit torch's CUDA, and is it the image with CUDA (make image TARGET=gpu)?"
             yield Finding("gpus", "fault", f"{address}: {_line(answer)}", mend)
         else:
             yield Finding("gpus", "ok", f"{address}: {answer}")
