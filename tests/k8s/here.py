@@ -41,6 +41,7 @@ class Here:
     def __init__(self, folder: Path, secrets: Mapping[str, Mapping[str, str]], replaced: Mapping[str, str]) -> None:
         self.folder, self.secrets, self.replaced = folder, secrets, replaced
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._short: list[str] = []
 
     def text(self, value: str) -> str:
         for there, here in self.replaced.items():
@@ -96,6 +97,13 @@ class Here:
                 process.kill()
                 process.wait()
         self._running.clear()
+        for folder in self._short:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def short_folder(self) -> str:
+        """A folder whose path is short, for sockets; gone with the rest."""
+        self._short.append(tempfile.mkdtemp(prefix="rk-"))
+        return self._short[-1]
 
 
 class Postgres:
@@ -156,9 +164,8 @@ class Head:
             of = cluster["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"]
             self.environment |= {"RAY_REDIS_ADDRESS": redis, "REDIS_PASSWORD": here.secrets[of["name"]][of["key"]]}
             self.environment |= {"RAY_external_storage_namespace": name}
-        self.temporary = tempfile.mkdtemp(prefix="rk-")  # sockets' paths must be short
         given = {**cluster["headGroupSpec"]["rayStartParams"], "num-cpus": str(cpus), "dashboard-host": "127.0.0.1"}
-        given |= {"port": str(port), "dashboard-port": str(self.dashboard), "temp-dir": self.temporary}
+        given |= {"port": str(port), "dashboard-port": str(self.dashboard), "temp-dir": here.short_folder()}
         agents = ("dashboard-agent-grpc", "runtime-env-agent", "metrics-export", "ray-client-server")
         given |= {f"{agent}-port": str(each) for agent, each in zip(agents, others, strict=True)}
         given |= {"dashboard-agent-listen-port": str(self.agent)}
