@@ -15,12 +15,15 @@ import pydantic
 import yaml
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
-from cluster import bootstrap, command_line
+from cluster import bootstrap, command_line, doctor
 from tests.k8s.manifests import ROOT, Manifests, named, text_of
 from tests.k8s.pods import quantity
+from tune import promote
 from tune.options import Options
 
 OURS = ("cluster", "dml", "serve", "tune")
+OPTIONS: dict[str, Any] = {"cluster.doctor": doctor.Options, "tune.promote": promote.Options}
+"""The options of programs, but for tune.search, which has a recipe."""
 OF_IMAGES = {
     "postgres": {"PGDATA", "PGPASSWORD", "POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_INITDB_ARGS"},
     "redis": {"REDISCLI_AUTH"},
@@ -32,7 +35,8 @@ def commands(manifests: Manifests) -> Iterator[str]:
     """Every command is one that its program reads."""
     for where, words in _commands(manifests):
         if words[:2] == ["python", "-m"]:
-            yield from (f"{where}: {fault}" for fault in _python(words[2], words[3:]))
+            if fault := python_fault(words[2], words[3:]):
+                yield f"{where}: {fault}"
         elif words[:2] == ["mlflow", "server"]:
             yield from (f"{where}: {fault}" for fault in _mlflow(words[2:]))
         elif words[0] not in ("sh", "pg_isready"):
@@ -143,19 +147,22 @@ def _room(cluster: Mapping[str, Any], args: Mapping[str, Any]) -> Iterator[str]:
             yield f"{most} replicas with {needed} {kind} do not fit onto {group['maxReplicas']} workers"
 
 
-def _python(module: str, words: list[str]) -> Iterator[str]:
-    if module == "tune.search":
-        said = StringIO()
-        try:
-            with redirect_stderr(said):
+def python_fault(module: str, words: list[str]) -> str:
+    """What `python -m MODULE WORDS` would say against its words; empty when it reads them."""
+    if module == "cluster.bootstrap":
+        return "" if words in (["secrets"], ["mlflow-users"]) else f"it does not know {shlex.join(words)}"
+    said = StringIO()
+    try:
+        with redirect_stderr(said):
+            if module == "tune.search":
                 command_line.parse(Options, words, budget="short")
-        except SystemExit:
-            yield said.getvalue().strip()
-    elif module == "cluster.bootstrap":
-        if words not in (["secrets"], ["mlflow-users"]):
-            yield f"cluster.bootstrap does not know {shlex.join(words)}"
-    else:
-        yield f"there is no program {module} whose options are known"
+            elif module in OPTIONS:
+                command_line.read(OPTIONS[module], words)
+            else:
+                return f"there is no program {module} whose options are known"
+    except SystemExit:
+        return said.getvalue().strip()
+    return ""
 
 
 def _mlflow(words: list[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.k8s import rules, schemas
 from tests.k8s.manifests import FOLDER, Manifests, Pod, named
 from tests.k8s.network import CLIENT, OPERATOR, arrows
 from tests.k8s.pods import constraints, image, plain
+from tests.k8s.programs import python_fault
 
 CRDS = os.environ.get("ONETHRESHOLD_KUBERAY_CRDS")
 """Folder of KubeRay's CRDs (helm-chart/kuberay-operator/crds of its repository), where there is a copy."""
@@ -82,6 +84,15 @@ def test_the_readme_names_the_versions_that_are_taken() -> None:
         *schemas.VERSIONS,
     ):
         assert version in text
+
+
+def test_the_commands_in_the_readme_are_read_by_their_programs() -> None:
+    blocks = re.findall(r"```\n(.*?)```", (FOLDER / "README.md").read_text(), flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = [shlex.split(line.partition("python -m ")[2], comments=True) for line in lines if "python -m " in line]
+    assert {words[0] for words in found} == {"cluster.doctor", "tune.search", "tune.promote"}
+    for words in found:
+        assert python_fault(words[0], words[1:]) == ""
 
 
 def test_arrows_are_read_out_of_addresses(manifests: Manifests) -> None:
