@@ -164,7 +164,8 @@ def _unit(model: Embedder, param: str, values: Sequence[float]) -> npt.NDArray[n
         message = f"{param} has {len(values)} numbers; an embedding of {label(model)} has {model.dim}"
         raise ApiError(422, message, param=param, code="wrong_dimension")
     row = np.asarray(values, dtype=np.float64)
-    norm = float(np.linalg.norm(row))
+    with np.errstate(over="ignore"):  # a norm that is not finite is refused below
+        norm = float(np.linalg.norm(row))
     if not np.isfinite(norm) or norm == 0:
         message = f"{param} has the norm {norm:g}; an embedding has finite numbers that are not all 0"
         raise ApiError(422, message, param=param, code="not_an_embedding")
