@@ -1,5 +1,6 @@
 """Starts on this machine what the manifests start in pods: their commands and variables, with other addresses."""
 
+import json
 import os
 import shutil
 import socket
@@ -14,19 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 from tests.k8s.manifests import ROOT
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+from tests.servers import Postgres, free_ports
 
 
 class Here:
@@ -106,48 +97,25 @@ class Here:
         return self._short[-1]
 
 
-class Postgres:
-    """Debian's PostgreSQL, started and filled as the image of postgres does it."""
+class Database:
+    """PostgreSQL as its image starts and fills it: by the container's variables and the init script."""
 
     def __init__(self, here: Here, container: Mapping[str, Any], init: str, port: int) -> None:
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-        initdb = shutil.which("initdb") or (str(found[-1]) if found else None)
-        if initdb is None:
-            pytest.skip("needs PostgreSQL: apt-get install postgresql")
-        self._programs = Path(initdb).resolve().parent
-        self._folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own folders are closed to another user
-        self._as_user: dict[str, Any] = {"cwd": self._folder, "timeout": 120}
-        environment = here.environment(container) | {"PGHOST": "127.0.0.1", "PGPORT": str(port)}
-        environment["PATH"] = f"{self._programs}{os.pathsep}{environment['PATH']}"
-        password = self._folder / "password"
-        password.write_text(environment["POSTGRES_PASSWORD"])
-        if os.geteuid() == 0:  # it refuses to run as root; Debian's package brings a user for it
-            self._as_user |= {"user": "postgres", "group": "postgres", "extra_groups": ()}
-            shutil.chown(self._folder, "postgres")
-            shutil.chown(password, "postgres")
-        self._environment, self._here = environment, here
-        user, data = environment["POSTGRES_USER"], self._folder / "data"
-        rights = environment["POSTGRES_INITDB_ARGS"].split()
-        self._run("initdb", "-D", str(data), "-U", user, f"--pwfile={password}", "--no-sync", *rights)
-        options = " ".join([*container["args"], f"-p {port} -k {self._folder} -c listen_addresses=127.0.0.1 -F"])
-        self._run("pg_ctl", "-D", str(data), "start", "-w", "-o", options, "-l", str(self._folder / "log"))
-        here.run(["bash", "-e", "-c", init], environment)
-        here.run(container["readinessProbe"]["exec"]["command"], environment)
+        self._here = here
+        self._environment = here.environment(container) | {"PGHOST": "127.0.0.1", "PGPORT": str(port)}
+        rights = self._environment["POSTGRES_INITDB_ARGS"].split()
+        known = self._environment["POSTGRES_USER"], self._environment["POSTGRES_PASSWORD"]
+        self._server = Postgres(*known, rights, container["args"], port=port)
+        self._environment["PATH"] = f"{self._server.programs}{os.pathsep}{self._environment['PATH']}"
+        here.run(["bash", "-e", "-c", init], self._environment)
+        here.run(container["readinessProbe"]["exec"]["command"], self._environment)
 
     def query(self, database: str, user: str, password: str, text: str) -> str:
         words = ["psql", "-At", "-U", user, "-d", database, "-c", text]
         return self._here.run(words, {**self._environment, "PGPASSWORD": password}).strip()
 
     def stop(self) -> None:
-        self._run("pg_ctl", "-D", str(self._folder / "data"), "stop", "-m", "immediate")
-        shutil.rmtree(self._folder)
-
-    def _run(self, *words: str) -> None:
-        # Not captured: the server would hold the pipe open.
-        with (self._folder / "output").open("a") as output:
-            subprocess.run(
-                [str(self._programs / words[0]), *words[1:]], check=True, stdout=output, stderr=output, **self._as_user
-            )
+        self._server.stop()
 
 
 class Head:
@@ -183,6 +151,13 @@ class Head:
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.dashboard}"
+
+    def log(self, job: str) -> str:
+        """What a job has said so far."""
+        known = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(f"{self.address}/api/jobs/{job}/logs", headers=known)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return str(json.load(answer)["logs"])
 
     def ray(self, *words: str) -> str:
         """`ray ...` from a laptop: with the token and nothing of the pod."""

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,20 +15,12 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from tests.servers import free_ports
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 HERE = Path(__file__).parents[2]
 SEARCH = ["python", "-m", "tune.search", "--recipe", "digits", "--trials", "1", "--train.epochs", "1"]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 class Head:

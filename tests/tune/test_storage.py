@@ -1,11 +1,5 @@
 """Where a study is kept: which database, what is said when it cannot be opened, and that no password shows."""
 
-import getpass
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +7,7 @@ import optuna
 import pytest
 
 from dml import recipes
+from tests.servers import Postgres, free_ports
 from tune import early_stopping, sampler, search, storage
 from tune.objective import Objective
 from tune.optuna_search import StudySearch
@@ -70,37 +65,10 @@ def test_the_search_refuses_it_before_ray(capsys: pytest.CaptureFixture[str]) ->
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server of Debian's package on loopback, with a password."""
     pytest.importorskip("psycopg")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    initdb = shutil.which("initdb") or (str(found[-1]) if found else None)
-    if initdb is None:
-        pytest.skip("needs PostgreSQL: apt-get install postgresql")
-    programs = Path(initdb).resolve().parent
-    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own folders are closed to another user
-    (folder / "password").write_text("secret/with:signs@")
-    # PostgreSQL refuses to run as root; Debian's package brings a user for it.
-    user = "postgres" if getpass.getuser() == "root" else getpass.getuser()
-    if os.geteuid() == 0:
-        shutil.chown(folder, user)
-        shutil.chown(folder / "password", user)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    data = folder / "data"
-
-    def run(program: str, *words: str) -> None:
-        as_user = {"user": user, "group": user, "extra_groups": ()} if os.geteuid() == 0 else {}
-        subprocess.run(
-            [str(programs / program), "-D", str(data), *words],
-            cwd=folder, check=True, timeout=120, stdout=subprocess.DEVNULL, **as_user,  # type: ignore[call-overload]
-        )  # fmt: skip
-
-    run("initdb", "-U", "searcher", "--auth=scram-sha-256", f"--pwfile={folder / 'password'}", "--no-sync")
-    run("pg_ctl", "start", "-w", "-o", f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -F")
-    try:
-        yield f"postgresql://searcher:secret%2Fwith%3Asigns%40@127.0.0.1:{port}/postgres"
-    finally:
-        run("pg_ctl", "stop", "-m", "immediate")
-        shutil.rmtree(folder)
+    [port] = free_ports(1)
+    server = Postgres("searcher", "secret/with:signs@", ["--auth=scram-sha-256"], port=port)
+    yield f"postgresql://searcher:secret%2Fwith%3Asigns%40@127.0.0.1:{port}/postgres"
+    server.stop()
 
 
 @pytest.mark.slow
