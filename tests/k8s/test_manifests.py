@@ -87,7 +87,7 @@ def test_the_readme_names_the_versions_that_are_taken() -> None:
 
 
 def test_the_commands_in_the_readme_are_read_by_their_programs() -> None:
-    blocks = re.findall(r"```\n(.*?)```", (FOLDER / "README.md").read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", (FOLDER / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     found = [shlex.split(line.partition("python -m ")[2], comments=True) for line in lines if "python -m " in line]
     assert {words[0] for words in found} == {"cluster.doctor", "tune.search", "tune.promote"}
