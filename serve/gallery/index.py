@@ -232,6 +232,8 @@ def _inverted_file(faiss: Any, training: Rows, lists: int) -> Any:
 
 def _candidates(faiss: Any, ivf: Any, queries_QD: Rows, most: int, probes: int) -> Slots:
     """Slots (Q, most), -1 where the lists that were looked into hold fewer."""
+    # faiss.contrib.torch_utils, wherever it is imported, puts a search without params in the place of faiss's own.
+    search = getattr(ivf, "search_numpy", ivf.search)
     found: Slots
-    _, found = ivf.search(queries_QD, most, params=faiss.SearchParametersIVF(nprobe=probes))
+    _, found = search(queries_QD, most, params=faiss.SearchParametersIVF(nprobe=probes))
     return found

@@ -21,16 +21,6 @@ from dml.data import datasets
 CONFIG = recipes.digits("short")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of an encoder that has not learnt anything: embedding does not mind."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models") / "untrained"
-    encoder = encoders.build(CONFIG.encoder, channels=1, image_size=CONFIG.data.image_size)
-    checkpoint.save(folder, encoder, CONFIG, info={"epoch": 0})
-    return folder
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Thirty images in two class folders and beside them, and what is no image."""

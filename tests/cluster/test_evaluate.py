@@ -10,21 +10,11 @@ from PIL import Image
 
 from cluster import evaluate, registry
 from cluster.tracking import Store
-from dml import checkpoint, encoders, recipes
+from dml import checkpoint, recipes
 from dml import evaluate as measuring
 from dml.data import datasets
 
 CONFIG = recipes.digits("short")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of an encoder that has not learnt anything: measuring does not mind."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models") / "untrained"
-    encoder = encoders.build(CONFIG.encoder, channels=1, image_size=CONFIG.data.image_size)
-    checkpoint.save(folder, encoder, CONFIG, info={"epoch": 0})
-    return folder
 
 
 @pytest.fixture

@@ -149,6 +149,7 @@ def test_when_every_trial_fails_the_search_says_why(
     assert "No trial finished, so nothing was chosen. The first failure: " in page
 
 
+@pytest.mark.slow
 def test_a_folder_of_photographs_is_searched(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """People's own data: a folder a class, any size and mode, and a class of one image that is set aside."""
     rng = np.random.default_rng(0)
@@ -166,6 +167,7 @@ def test_a_folder_of_photographs_is_searched(here: Path, capsys: pytest.CaptureF
     assert "alias champion" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_finalists_decide_over_new_seeds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--objective.mode", "pareto", "--space", "optim.lr=log(1e-4,1e-2)", "--seeds", "2", "--finalists", "1"]
     assert search.main([*DIGITS, "--trials", "2", *words, "--name", "finals", "--model-name", "finals"]) == 0

@@ -91,6 +91,16 @@ def test_an_inverted_file_finds_what_it_says_through_all_changes() -> None:
     assert [name for name, _ in deep] == [name for name, _ in exactly(index, index.rows[0], DEEPEST + 1)]
 
 
+def test_what_others_do_to_faiss_does_not_matter() -> None:
+    """Libraries of losses import this, which replaces methods of faiss's classes."""
+    import faiss.contrib.torch_utils  # noqa: F401
+
+    index = of(clustered(2000), exact_up_to=1000)
+    index.build()
+    assert index.report.kind == "ivf"
+    assert recall(index) >= RECALL - 0.01
+
+
 def test_an_index_whose_rows_have_become_others_is_made_anew() -> None:
     index = of(clustered(3000), exact_up_to=1000)
     index.build()
