@@ -38,7 +38,7 @@ class Running:
     process: psutil.Process
 
     def replicas(self) -> list[psutil.Process]:
-        return self._named("ray::ServeReplica")
+        return self._named("ray::ServeReplica:onethreshold:Embeddings")
 
     def memory(self) -> int:
         """Bytes of the proxy and the replicas."""
