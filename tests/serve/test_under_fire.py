@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 
 from cluster import registry
@@ -188,9 +189,11 @@ def test_mlflow_down_changes_nothing_and_a_restart_serves_from_the_cache(
     try:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
         mlflow.set_tracking_uri(server.url)
-        with mlflow.start_run() as run:
-            folder = write_checkpoint(tmp_path / "mine", seed=0)
-            version = registry.register(folder, run_id=run.info.run_id, operating_points=[], metrics={})
+        run = MlflowClient(server.url).create_run(
+            "0"
+        )  # not in the experiment that other tests have made the present one
+        folder = write_checkpoint(tmp_path / "mine", seed=0)
+        version = registry.register(folder, run_id=run.info.run_id, operating_points=[], metrics={})
         registry.promote(version)
         with running(tmp_path, *words, **environment) as service:
             assert service.ready()["note"] is None
