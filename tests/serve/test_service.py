@@ -309,6 +309,7 @@ def test_a_replica_that_the_cluster_cannot_hold_is_refused(ray_local: None) -> N
         app.start(app.Options(cpus=64))
 
 
+@pytest.mark.slow
 def test_the_command_serves_a_folder_and_leaves_no_process_behind(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "mine", seed=0)
     port = free_port()

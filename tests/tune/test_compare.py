@@ -8,6 +8,7 @@ import pytest
 from tune import compare
 
 
+@pytest.mark.slow
 def test_pairs_share_their_seed_and_are_told_apart(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
