@@ -17,8 +17,13 @@ def alive() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+def resources() -> list[dict[str, float]]:
+    """What each living node has."""
+    return [node["Resources"] for node in alive()]
+
+
 def ask(
-    question: Callable[[], Any], nodes: Sequence[Mapping[str, Any]], seconds: float, **options: float
+    question: Callable[..., Any], nodes: Sequence[Mapping[str, Any]], seconds: float, *given: str, **options: float
 ) -> Iterator[tuple[str, Any]]:
     """Calls a function of a module on each node, with the code that the node has itself.
 
@@ -26,6 +31,7 @@ def ask(
         question: of a module's top level.
         nodes: of `alive`.
         seconds: that all together have to answer.
+        given: to the function.
         options: of the Ray task, such as num_gpus.
 
     Yields:
@@ -34,7 +40,9 @@ def ask(
     asked = {}
     for node in nodes:
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        task = _call.options(scheduling_strategy=here, **options).remote(question.__module__, question.__qualname__)
+        task = _call.options(scheduling_strategy=here, **options).remote(
+            question.__module__, question.__qualname__, *given
+        )
         asked[task] = node["NodeManagerAddress"]
     ready = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)[0] if asked else []
     for task, address in asked.items():
@@ -74,5 +82,5 @@ def compute() -> str:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _call(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(module), name)()
+def _call(module: str, name: str, *given: str) -> Any:
+    return getattr(importlib.import_module(module), name)(*given)

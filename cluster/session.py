@@ -16,6 +16,7 @@ import ray.train.torch
 import torch
 from ray.train.torch import TorchConfig
 
+from cluster.nodes import resources
 from cluster.tracking import runs_dir
 
 _LOCAL_RAY = {
@@ -91,7 +92,7 @@ class Resources:
         if gpus_per_worker is None:
             gpus_per_worker = 1.0 if total.get("GPU", 0) > 0 else 0.0
         if cpus_per_worker is None:
-            cpus_per_worker = cpus_beside(nodes(), gpus_per_worker)
+            cpus_per_worker = cpus_beside(resources(), gpus_per_worker)
         found = cls(least, cpus_per_worker, gpus_per_worker, most, resize_seconds)
         for name, each in (("CPU", found.cpus_per_worker), ("GPU", found.gpus_per_worker)):
             if least * each > total.get(name, 0):
@@ -128,11 +129,6 @@ class Resources:
     def backend(self) -> TorchConfig:
         """How the ranks talk: by NCCL between GPUs, else by gloo."""
         return TorchConfig(backend="nccl" if self.gpus_per_worker else "gloo")
-
-
-def nodes() -> list[dict[str, float]]:
-    """The resources of each living node."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def cpus_beside(nodes: Sequence[Mapping[str, float]], gpus: float) -> float:

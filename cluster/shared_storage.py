@@ -1,10 +1,8 @@
 """Whether every node sees the storage that checkpoints go to."""
 
 import uuid
-from typing import Any
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from cluster import nodes
 
 TIMEOUT = 60.0
 """Seconds that the nodes have to answer."""
@@ -22,8 +20,8 @@ def check(storage: str) -> None:
     Raises:
         ValueError: a node does not see it, or does not answer.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
+    alive = nodes.alive()
+    if len(alive) < 2:
         return
     import pyarrow.fs
 
@@ -33,12 +31,14 @@ def check(storage: str) -> None:
     with filesystem.open_output_stream(probe) as stream:
         stream.write(b"")
     try:
-        asked = {_asked_on(node["NodeID"], storage, probe): node["NodeManagerAddress"] for node in nodes}
-        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=TIMEOUT)
-        blind = sorted(asked[answer] for answer in answered if not ray.get(answer))
+        answers = list(nodes.ask(sees, alive, TIMEOUT, storage, probe))
     finally:
         filesystem.delete_file(probe)
-    for which, what in ((blind, "do not see it"), (sorted(asked[one] for one in silent), "do not answer")):
+    for _, answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    for wrong, what in ((False, "do not see it"), (None, "do not answer")):
+        which = sorted(address for address, answer in answers if answer is wrong)
         if which:
             raise ValueError(
                 f"storage: checkpoints go to {storage}, but nodes {', '.join(which)} {what}; give --storage a path "
@@ -46,13 +46,8 @@ def check(storage: str) -> None:
             )
 
 
-def _asked_on(node: str, storage: str, probe: str) -> Any:
-    on = NodeAffinitySchedulingStrategy(node, soft=False)
-    return _sees.options(scheduling_strategy=on).remote(storage, probe)
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _sees(storage: str, probe: str) -> bool:
+def sees(storage: str, probe: str) -> bool:
+    """Whether this node finds a file of the storage."""
     import pyarrow.fs
 
     filesystem, _ = pyarrow.fs.FileSystem.from_uri(storage)

@@ -23,6 +23,11 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def free_port() -> int:
+    """A port that nobody listens at now."""
+    return free_ports(1)[0]
+
+
 class Postgres:
     """PostgreSQL of Debian's package with a new and empty data directory, running.
 

@@ -11,7 +11,7 @@ from ray._raylet import PlacementGroupID
 from ray.tune.experiment import Trial
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from cluster import session
+from cluster import nodes, session
 from cluster.session import Resources
 from cluster.train import PLACEMENT_GROUP
 from tune.early_stopping import ENDED
@@ -24,7 +24,7 @@ _GRACE = 5.0
 
 def places(resources: Resources) -> int:
     """How many workers the living nodes hold at once: a worker lies on one node, and a share of a GPU on one GPU."""
-    return sum(places_on(node, resources.per_worker) for node in session.nodes())
+    return sum(places_on(node, resources.per_worker) for node in nodes.resources())
 
 
 def trials_at_once(resources: Resources) -> int:
@@ -57,7 +57,7 @@ def claim(workers: int, cpus: float | None, gpus: float | None, *, wait: float =
     """
     if wait > 0 and workers > 0:
         each = gpus if gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
-        _wait(Resources(workers, cpus or session.cpus_beside(session.nodes(), each), each), wait)
+        _wait(Resources(workers, cpus or session.cpus_beside(nodes.resources(), each), each), wait)
     resources = Resources.of(workers, cpus, gpus)
     trials_at_once(resources)
     return resources
@@ -189,9 +189,9 @@ def _needs(resources: Resources) -> str:
 
 
 def _has() -> str:
-    nodes = session.nodes()
-    found = ", ".join(_amounts(node) for node in nodes)
-    return f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'} ({found})"
+    alive = nodes.resources()
+    found = ", ".join(_amounts(node) for node in alive)
+    return f"{len(alive)} {'node' if len(alive) == 1 else 'nodes'} ({found})"
 
 
 def _amounts(resources: dict[str, float]) -> str:

@@ -22,7 +22,7 @@ from PIL import Image
 from cluster import bootstrap
 from tests.k8s.here import Database, Head, Here, listens, status
 from tests.k8s.manifests import Manifests
-from tests.servers import free_ports
+from tests.servers import free_port, free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -167,7 +167,7 @@ def start_endpoint(service: Service) -> tuple[Head, str]:
     spec = service.manifests.get("RayService", "endpoint")["spec"]
     head = Head(service.here, "endpoint", service.cluster("RayService/endpoint"), cpus=1, redis=service.redis)
     config = yaml.safe_load(spec["serveConfigV2"])
-    [port] = free_ports(1)
+    port = free_port()
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
     arguments = config["applications"][0]["args"]
     arguments |= {"replicas": "1", "cpus": 0.5, "gpus": 0, "galleries": service.here.text(arguments["galleries"])}

@@ -29,16 +29,11 @@ from serve.client import Client, InvalidRequestError
 from serve.limits import Limits
 from tests.serve.calibrated import calibration
 from tests.serve.pictures import data_uri, noise, offline, write_checkpoint
+from tests.servers import free_port
 
 NAME = "served"
 FILES = [noise(seed) for seed in range(5)]
 IMAGES = [data_uri(data) for data in FILES]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

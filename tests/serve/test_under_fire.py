@@ -25,7 +25,8 @@ from cluster import registry
 from serve import keys
 from tests.cluster.mlflow_server import MLflowServer
 from tests.serve.pictures import data_uri, noise, offline, write_checkpoint
-from tests.serve.test_service import free_port, wait_for
+from tests.serve.test_service import wait_for
+from tests.servers import free_port
 
 pytestmark = pytest.mark.slow
 IMAGE = noise(0)

@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from dml import recipes
-from tests.servers import Postgres, free_ports
+from tests.servers import Postgres, free_port
 from tune import early_stopping, sampler, search, storage
 from tune.objective import Objective
 from tune.optuna_search import StudySearch
@@ -65,7 +65,7 @@ def test_the_search_refuses_it_before_ray(capsys: pytest.CaptureFixture[str]) ->
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server of Debian's package on loopback, with a password."""
     pytest.importorskip("psycopg")
-    [port] = free_ports(1)
+    port = free_port()
     server = Postgres("searcher", "secret/with:signs@", ["--auth=scram-sha-256"], port=port)
     yield f"postgresql://searcher:secret%2Fwith%3Asigns%40@127.0.0.1:{port}/postgres"
     server.stop()

@@ -19,7 +19,8 @@ from serve.gallery import __main__ as command
 from serve.gallery.lock import WrittenElsewhereError
 from tests.serve.gallery.rows import Row, units
 from tests.serve.pictures import data_uri, noise, offline, write_checkpoint
-from tests.serve.test_service import free_port, wait_for
+from tests.serve.test_service import wait_for
+from tests.servers import free_port
 
 
 @dataclass(frozen=True)
