@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from serve import bodies, drift, embeddings, models, page, schemas, verification
@@ -55,9 +56,13 @@ def build(
 
     # The gate asks for the key; this is what /docs and generated clients know of it.
     bearer = HTTPBearer(auto_error=False, description="An API key; not needed where the service has none.")
-    app = FastAPI(
+    # FastAPI's own /docs loads its JavaScript from a CDN, which a cluster may not reach.
+    app = FastAPIOffline(
         title="OneThreshold",
         summary="Image embeddings with one threshold.",
+        redoc_url=None,
+        static_url="/docs/files",
+        favicon_url="/page/icon.svg",
         lifespan=lifespan,
         dependencies=[Security(bearer)],
     )
@@ -65,12 +70,12 @@ def build(
     app.add_middleware(Gate, limits=engine.limits, known=keys)
     _speak_in_one_shape(app)
 
-    @app.get("/healthz")
+    @app.get("/healthz", tags=["probes"])
     async def healthz() -> schemas.Health:
         """The process lives."""
         return schemas.Health()
 
-    @app.get("/readyz", responses=schemas.errors())
+    @app.get("/readyz", tags=["probes"], responses=schemas.errors())
     async def readyz() -> schemas.Ready:
         """A model is loaded."""
         model = engine.model()
@@ -83,11 +88,11 @@ def build(
             note=source.trouble,
         )
 
-    app.include_router(models.routes(engine))
-    app.include_router(embeddings.routes(engine))
-    app.include_router(verification.routes(engine))
-    app.include_router(gallery_routes.routes(engine, galleries, gallery_limits))
-    app.include_router(drift.routes(engine))
+    app.include_router(embeddings.routes(engine), tags=["embeddings"])
+    app.include_router(verification.routes(engine), tags=["same or not"])
+    app.include_router(gallery_routes.routes(engine, galleries, gallery_limits), tags=["galleries"])
+    app.include_router(models.routes(engine), tags=["the model"])
+    app.include_router(drift.routes(engine), tags=["the model"])
     app.include_router(page.routes())
     return app
 

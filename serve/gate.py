@@ -23,8 +23,8 @@ LIMITS = "ONETHRESHOLD_LIMITS"
 """Environment variable: limits of the proxy's gate that differ from the defaults, as JSON."""
 OPEN = ("/", "/healthz", "/readyz", "/docs", "/openapi.json", "/-/healthz")
 """Paths that need no key: probes, and what shows or describes the service and holds no data."""
-ASSETS = "/page/"
-"""What the page at / is made of; open as well."""
+ASSETS = ("/page/", "/docs/")
+"""What the pages at / and /docs are made of; open as well."""
 IMAGES = b"x-onethreshold-images"
 MODEL = b"x-onethreshold-model"
 # By these a client would switch off Serve's time-out, outlive its connection, or choose its replica.

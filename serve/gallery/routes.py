@@ -82,7 +82,7 @@ def routes(engine: Engine, galleries: "Asked | None", limits: GalleryLimits | No
 
 def _add_gallery_routes(router: APIRouter, galleries: "Asked", background: Background, engine: Engine) -> None:
     @router.get("/v1/galleries", responses=shared.errors())
-    async def listed() -> schemas.GalleryList:
+    async def list_galleries() -> schemas.GalleryList:
         """All galleries."""
         return schemas.GalleryList(
             data=[schemas.Gallery.of(await galleries.info(name)) for name in await galleries.names()]
@@ -92,25 +92,27 @@ def _add_gallery_routes(router: APIRouter, galleries: "Asked", background: Backg
         _GALLERY,
         responses={201: {"model": schemas.Gallery}, **shared.errors(400, 409, 415, 422)},
     )
-    async def put(name: str, response: Response, wanted: schemas.GalleryRequest | None = None) -> schemas.Gallery:
+    async def create_gallery(
+        name: str, response: Response, wanted: schemas.GalleryRequest | None = None
+    ) -> schemas.Gallery:
         """Makes a gallery (201), or says that it is there (200)."""
         if await galleries.create(name, wanted.keep_images if wanted else None):
             response.status_code = 201
         return schemas.Gallery.of(await galleries.info(name))
 
     @router.get(_GALLERY, responses=shared.errors(404, 409))
-    async def get(name: str) -> schemas.Gallery:
+    async def get_gallery(name: str) -> schemas.Gallery:
         """What is known of a gallery."""
         return schemas.Gallery.of(await galleries.info(name))
 
     @router.delete(_GALLERY, responses=shared.errors(404))
-    async def delete(name: str) -> schemas.Deleted:
+    async def delete_gallery(name: str) -> schemas.Deleted:
         """Deletes a gallery with its items and images."""
         await galleries.delete(name)
         return schemas.Deleted(id=name)
 
     @router.post(_GALLERY + "/rebuild", status_code=202, responses=shared.errors(404, 409))
-    async def rebuild(name: str) -> schemas.Gallery:
+    async def rebuild_gallery(name: str) -> schemas.Gallery:
         """Has the kept images embedded by the model that is served, in the background."""
         model = engine.model()
         if await galleries.claimable(name, label(model)):
@@ -122,7 +124,7 @@ def _add_item_routes(
     router: APIRouter, engine: Engine, galleries: "Asked", limits: GalleryLimits, background: Background
 ) -> None:
     @router.post(_GALLERY + "/items", responses=shared.errors(400, 404, 409, 413, 415, 422))
-    async def add(name: str, wanted: schemas.ItemsRequest) -> schemas.Added:
+    async def add_items(name: str, wanted: schemas.ItemsRequest) -> schemas.Added:
         """Adds items, or replaces those with the same id; they are on the disk when the answer comes."""
         _check(wanted.items, limits)
         model = engine.model(wanted.model)
@@ -134,7 +136,7 @@ def _add_item_routes(
         return schemas.Added(added=len(items) - replaced, replaced=replaced, gallery=name, model=label(model))
 
     @router.get(_GALLERY + "/items", responses=shared.errors(404, 409, 422))
-    async def page(
+    async def list_items(
         name: str,
         after: Annotated[str, Query(max_length=ID_LENGTH)] = "",
         limit: Annotated[int, Query(ge=1, le=limits.items_a_request)] = 100,
@@ -155,14 +157,14 @@ def _add_item_routes(
             **shared.errors(404, 409),
         },
     )
-    async def image(name: str, item: str) -> Response:
+    async def get_item_image(name: str, item: str) -> Response:
         """The image file of an item, where images are kept."""
         data = await galleries.image(name, item)
         [media] = await engine.in_threads(media_type, [data])
         return Response(data, media_type=media, headers=IMAGE_HEADERS)
 
     @router.delete(_GALLERY + "/items/{item:path}", responses=shared.errors(404, 409))
-    async def delete(name: str, item: str) -> schemas.Deleted:
+    async def delete_item(name: str, item: str) -> schemas.Deleted:
         """Takes an item out."""
         await galleries.remove(name, item)
         return schemas.Deleted(id=item)

@@ -121,8 +121,8 @@ def test_a_key_is_asked_for_before_anything_is_read() -> None:
     assert ask(door, headers={"Authorization": f"Bearer {KEY}"}, chunks=[b"!"]).status == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/page/page.js"])
-def test_probes_and_the_page_need_no_key(path: str) -> None:
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/page/page.js", "/docs/files/swagger-ui.css"])
+def test_probes_and_the_pages_need_no_key(path: str) -> None:
     assert ask(Gate(answering(), Limits(), KNOWN), path=path, client="10.0.0.9", chunks=[b"!"]).status == 200
 
 

@@ -246,6 +246,12 @@ def test_the_keyboard_reaches_everything_in_order_and_moves_the_slider(
 
 
 @pytest.mark.slow
+def test_the_documents_of_the_api_are_the_services_own_too(tab: Page, service: Service) -> None:
+    tab.goto(f"{service.url}/docs")
+    tab.locator("[data-path='/v1/verify']").click()
+    expect(tab.get_by_role("button", name="Try it out")).to_be_visible()
+
+
 def test_images_come_by_drop_and_by_paste_too(tab: Page, service: Service) -> None:
     opened(tab, service)
     send = """([kind, target, colours]) => Promise.all(colours.map((colour) => {
