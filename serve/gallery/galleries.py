@@ -5,6 +5,7 @@ What goes wrong is said as an `ApiError`.
 
 import asyncio
 import logging
+import os
 import re
 import shutil
 import time
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 Row = npt.NDArray[np.float32]
 Result = TypeVar("Result")
 
+HALF = rf"\.{NAME}-[0-9a-f]{{32}}"
+"""A gallery's folder while it is made or deleted; one that is found was left by a process that died."""
 TOGETHER = 50
 """Changes that wait for the disk together at most."""
 
@@ -87,10 +90,10 @@ class Galleries:
         self._writing = ThreadPoolExecutor(4, "write")
         self._building = ThreadPoolExecutor(1, "index")
         for path in sorted(folder.iterdir()):
-            if path.is_dir() and re.fullmatch(NAME, path.name):
-                self._read(path)
-            elif path.is_dir():  # made or deleted by half when a process died
+            if re.fullmatch(HALF, path.name) and path.is_dir():
                 shutil.rmtree(path)
+            elif re.fullmatch(NAME, path.name) and os.path.isfile(path / store.FILE):
+                self._read(path)  # whatever else lies there is somebody's
 
     async def names(self) -> list[str]:
         """The galleries' names, in order."""
@@ -274,17 +277,23 @@ class Galleries:
 
     async def _create(self, name: str, settings: Settings) -> None:
         def make() -> Store:
-            new = self._folder / f".{name}-{uuid.uuid4().hex}"
+            path = self._folder / name
+            if path.exists():
+                raise refusals.taken(name)
+            new = self._half(name)
             new.mkdir()
             store.make(new, settings)
-            new.rename(self._folder / name)
+            new.rename(path)
             sync_folder(self._folder)
-            return Store(self._folder / name, exact_up_to=self._exact_up_to)
+            return Store(path, exact_up_to=self._exact_up_to)
 
         self._open[name] = _Open(name, await self._in(self._writing, make))
 
+    def _half(self, name: str) -> Path:
+        return self._folder / f".{name}-{uuid.uuid4().hex}"
+
     def _destroy(self, name: str) -> None:
-        gone = self._folder / f".{name}-{uuid.uuid4().hex}"
+        gone = self._half(name)
         (self._folder / name).rename(gone)
         sync_folder(self._folder)
         shutil.rmtree(gone)

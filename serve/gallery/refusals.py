@@ -13,6 +13,12 @@ def bad_name(name: str) -> ApiError:
     return ApiError(422, message, param="gallery", code="bad_gallery_name")
 
 
+def taken(name: str) -> ApiError:
+    """A name under which something else lies among the galleries."""
+    message = f"{name!r} is in the galleries' folder already and is no gallery: take another name, or move it away"
+    return ApiError(409, message, param="gallery", code="name_taken")
+
+
 def unknown_gallery(name: str, names: list[str]) -> ApiError:
     """No gallery of this name."""
     hint = unknown("gallery", name[:100], names[:20]) if names else f"unknown gallery {name[:100]!r}; there are none"

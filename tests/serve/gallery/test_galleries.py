@@ -166,14 +166,40 @@ def test_a_damaged_gallery_is_told_and_the_others_are_served(tmp_path: Path) -> 
 
 
 def test_what_was_made_or_deleted_by_half_is_cleared_away(tmp_path: Path) -> None:
-    (tmp_path / ".shop-0123").mkdir()
-    (tmp_path / ".shop-0123" / "items.log").write_bytes(b"half")
+    half = tmp_path / f".shop-{'0123' * 8}"
+    half.mkdir()
+    (half / "items.log").write_bytes(b"half")
 
     async def look(galleries: Galleries) -> None:
         assert await galleries.names() == []
 
     run(tmp_path, look)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_what_galleries_did_not_make_is_left_alone(tmp_path: Path) -> None:
+    foreign = [".git", ".shop-0123", "My Photos", "lost+found", "src", ".shop-" + "g" * 32]
+    for name in foreign:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kept").touch()
+    (tmp_path / "src" / "items.new").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+
+    async def look(galleries: Galleries) -> None:
+        assert await galleries.names() == []
+        for name in ("src", "empty", "file"):
+            assert await refused(galleries.create(name, None)) == (
+                409, "name_taken",
+                f"'{name}' is in the galleries' folder already and is no gallery: take another name, or move it away",
+            )  # fmt: skip
+            assert (await refused(galleries.delete(name)))[:2] == (404, "gallery_not_found")
+        assert await galleries.create("shop", None)
+
+    run(tmp_path, look)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*foreign, ".lock", "empty", "file", "shop"])
+    assert all((tmp_path / name / "kept").exists() for name in foreign)
+    assert (tmp_path / "src" / "items.new").exists()
 
 
 def test_a_second_writer_is_refused_in_words(tmp_path: Path) -> None:
