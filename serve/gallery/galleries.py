@@ -25,9 +25,9 @@ from serve.gallery.info import Info
 from serve.gallery.items import NAME, Item, Remove, Settings
 from serve.gallery.limits import GalleryLimits
 from serve.gallery.lock import FolderLock
-from serve.gallery.log import DamagedError, sync_folder
+from serve.gallery.log import sync_folder
 from serve.gallery.staging import Staging
-from serve.gallery.store import Add, Found, Listed, OtherModelError, Store, TooManyItemsError
+from serve.gallery.store import Add, Found, Listed, OtherDimensionError, OtherModelError, Store, TooManyItemsError
 from serve.schemas import ApiError
 
 log = logging.getLogger(__name__)
@@ -163,6 +163,8 @@ class Galleries:
             return await self._commit(gallery, Add(model, items))
         except OtherModelError as error:
             raise _other_model(gallery, model) from error
+        except OtherDimensionError as error:
+            raise refusals.other_dimension(name, error) from error
         except TooManyItemsError as error:
             raise ApiError(413, f"gallery {name!r}: {error}", param="items", code="gallery_full") from error
 
@@ -199,6 +201,8 @@ class Galleries:
             return await self._in(self._searching, lambda: gallery.store.search(query_D, model, k))
         except OtherModelError as error:
             raise _other_model(gallery, model) from error
+        except OtherDimensionError as error:
+            raise refusals.other_dimension(name, error) from error
 
     async def claim(self, name: str, model: str) -> bool:
         """Whether a gallery's images are to be embedded by this model, and nobody is at it.
@@ -268,8 +272,7 @@ class Galleries:
     def _read(self, path: Path) -> None:
         try:
             held = Store(path, exact_up_to=self._exact_up_to)
-        except (DamagedError, OSError, ValueError, KeyError) as error:
-            # One that is broken must not keep the others from being served.
+        except Exception as error:  # one that is broken must not keep the others from being served
             log.error("gallery %s cannot be read: %s: %s", path.name, type(error).__name__, error)
             self._damaged.add(path.name)
             return

@@ -3,7 +3,7 @@
 import json
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -43,6 +43,9 @@ class Settings:
     """Label of the model that embedded the items: onethreshold@3; None as long as there are none."""
     dim: int | None = None
     """D of that model."""
+
+
+_SETTINGS = {field.name for field in fields(Settings)}
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,11 @@ def encode(changes: Sequence[Change]) -> bytes:
 
 
 def decode(payload: memoryview) -> Iterator[Change]:
-    """The changes of `encode`, with arrays of their own."""
+    """The changes of `encode`, with arrays of their own.
+
+    Raises:
+        ValueError: a change of a kind that is not known here.
+    """
     (length,) = _LENGTH.unpack_from(payload)
     described = json.loads(bytes(payload[_LENGTH.size : _LENGTH.size + length]))
     floats = np.frombuffer(bytes(payload[_LENGTH.size + length :]), "<f4").astype(np.float32, copy=False)
@@ -127,9 +134,12 @@ def decode(payload: memoryview) -> Iterator[Change]:
     ends = dim * np.cumsum([0, *counts])
     for (kind, *values), (start, end) in zip(described, pairwise(ends), strict=True):
         if kind == "settings":
-            yield Settings(**values[0])
+            # A later version may have written more of them: after a roll-back its galleries are still served.
+            yield Settings(**{name: value for name, value in values[0].items() if name in _SETTINGS})
         elif kind == "remove":
             yield Remove(values[0])
-        else:
+        elif kind == "put":
             ids, metadata, images = values
             yield Put(ids, floats[start:end].reshape(len(ids), dim), metadata, images)
+        else:
+            raise ValueError(f"a change of the unknown kind {kind!r}; known: settings, put, remove")

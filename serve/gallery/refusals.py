@@ -1,7 +1,7 @@
 """What is said to a client whose wish a gallery cannot fulfil."""
 
 from dml.names import unknown
-from serve.gallery.store import Store
+from serve.gallery.store import OtherDimensionError, Store
 from serve.schemas import ApiError
 
 
@@ -37,8 +37,8 @@ def no_image(name: str, item: str) -> ApiError:
 
 
 def damaged(name: str) -> ApiError:
-    """A gallery whose file on the disk is damaged."""
-    message = f"gallery {name!r} is damaged on the disk; the server's log says where. Restore it, or delete it"
+    """A gallery whose file cannot be read."""
+    message = f"gallery {name!r} cannot be read from the disk; the server's log says why. Restore it, or delete it"
     return ApiError(409, message, param="gallery", code="gallery_damaged")
 
 
@@ -67,6 +67,12 @@ def other_model(name: str, store: Store, model: str, trouble: str | None) -> Api
         message = f"{says} Its images are kept and are being embedded anew; try again"
         return ApiError(503, message, param="gallery", code="gallery_reembedding")
     return cannot_reembed(name, says, missing, len(store))
+
+
+def other_dimension(name: str, error: OtherDimensionError) -> ApiError:
+    """A gallery of a model that has the same label and is another: of a folder that was written anew, say."""
+    message = f"gallery {name!r}: {error}: they are by different models of one label; rebuild the gallery"
+    return ApiError(409, message, param="gallery", code="gallery_of_another_model")
 
 
 def cannot_reembed(name: str, says: str, missing: int, items: int) -> ApiError:

@@ -30,6 +30,10 @@ class OtherModelError(ValueError):
     """Items of one model for a gallery of another, between which distances mean nothing."""
 
 
+class OtherDimensionError(ValueError):
+    """Embeddings of another D than those that are there, though their models have one label."""
+
+
 class TooManyItemsError(ValueError):
     """More items than a gallery may have."""
 
@@ -163,12 +167,16 @@ class Store:
 
         Raises:
             OtherModelError: the query was embedded by another model than the items.
+            OtherDimensionError: it has another D than they.
         """
         with self.lock.shared():
             if self._index is None or not len(self):
                 return []
             if model != self.settings.model:
                 raise OtherModelError(f"its items were embedded by {self.settings.model}, the query by {model}")
+            if len(query_D) != self.settings.dim:
+                message = f"its embeddings by {model} have {self.settings.dim} numbers, and the query {len(query_D)}"
+                raise OtherDimensionError(message)
             distances, slots = self._index.search(query_D, k)
             return [
                 Found(self._ids[slot], distance, self._metadata[slot])
@@ -263,6 +271,9 @@ class Store:
     def _refusal(self, add: Add, known: Settings, coming: set[str], most: int) -> Exception | None:
         if known.model not in (None, add.model):
             return OtherModelError(f"its items were embedded by {known.model}, these by {add.model}")
+        dim = known.dim or len(add.items[0].row)
+        if other := {len(item.row) for item in add.items} - {dim}:
+            return OtherDimensionError(f"its embeddings by {add.model} have {dim} numbers, and these {min(other)}")
         total, new = len(self) + len(coming), len({item.id for item in add.items} - self._slots.keys() - coming)
         if total + new > most:
             return TooManyItemsError(f"it has {total:,} items and these are {new:,} more; at most {most:,} are allowed")

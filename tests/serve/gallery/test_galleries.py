@@ -1,6 +1,7 @@
 """Many galleries in one folder: one writer, writes that wait for the disk together, names, limits and damage."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from serve.gallery.galleries import Galleries
 from serve.gallery.items import Item
 from serve.gallery.limits import GalleryLimits
 from serve.gallery.lock import FolderLock, WrittenElsewhereError
-from serve.gallery.log import HEAD
+from serve.gallery.log import HEAD, create
 from serve.gallery.reembed import reembed
 from serve.schemas import ApiError
 from tests.serve.gallery.rows import Row, items, units
@@ -140,6 +141,22 @@ def test_limits_are_told(tmp_path: Path) -> None:
     run(tmp_path, ask, limits=GalleryLimits(galleries=2, items=3))
 
 
+def test_another_dimension_under_the_same_label_is_refused(tmp_path: Path) -> None:
+    async def ask(galleries: Galleries) -> None:
+        await galleries.create("shop", None)
+        await galleries.add("shop", "m@1", items(2))
+        for asked in (
+            galleries.add("shop", "m@1", items(2, "narrow", dim=4)),
+            galleries.search("shop", "m@1", units(1, 4)[0], 1),
+        ):
+            status, code, message = await refused(asked)
+            assert (status, code) == (409, "gallery_of_another_model")
+            assert "embeddings by m@1 have 8 numbers, and " in message
+        assert (await galleries.info("shop")).items == 2
+
+    run(tmp_path, ask)
+
+
 def test_a_damaged_gallery_is_told_and_the_others_are_served(tmp_path: Path) -> None:
     async def fill(galleries: Galleries) -> None:
         for name in ("good", "bad"):
@@ -163,6 +180,33 @@ def test_a_damaged_gallery_is_told_and_the_others_are_served(tmp_path: Path) -> 
     data[len(HEAD) + 40] ^= 1
     path.write_bytes(data)
     run(tmp_path, look)
+
+
+def test_a_gallery_of_a_later_version_takes_no_other_down(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its settings have a field more, which is passed over; changes of an unknown kind and values that fit nowhere."""
+
+    def frame(*changes: Any) -> bytes:
+        head = json.dumps(changes).encode()
+        return len(head).to_bytes(4, "little") + head
+
+    settings = {"created": 1, "model": "m@1", "dim": 8}
+    for name, payload in {
+        "more": frame(["settings", settings | {"note": "new"}]),
+        "kind": frame(["settings", settings], ["merge", ["a"]]),
+        "value": frame(["settings", settings | {"dim": "8"}]),
+        "short": b"{}",
+    }.items():
+        (tmp_path / name).mkdir()
+        create(tmp_path / name / store.FILE, [payload])
+
+    async def look(galleries: Galleries) -> None:
+        assert await galleries.names() == ["more"]
+        await galleries.add("more", "m@1", items(2))
+        for name in ("kind", "value", "short"):
+            assert (await refused(galleries.info(name)))[:2] == (409, "gallery_damaged")
+
+    run(tmp_path, look)
+    assert "gallery kind cannot be read: ValueError: a change of the unknown kind 'merge'" in caplog.text
 
 
 def test_what_was_made_or_deleted_by_half_is_cleared_away(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from serve.gallery import store
 from serve.gallery.items import Item, Put, Remove, Settings, decode, encode
-from serve.gallery.store import Add, OtherModelError, Store, TooManyItemsError
+from serve.gallery.store import Add, OtherDimensionError, OtherModelError, Store, TooManyItemsError
 from tests.serve.gallery.rows import items, nearest, units
 
 MANY = 10**6
@@ -150,6 +150,35 @@ def test_items_of_another_model_are_refused_and_the_others_of_the_same_wait_are_
     with pytest.raises(OtherModelError, match="embedded by shop@1, the query by shop@2"):
         shop.search(units(1)[0], "shop@2", 1)
     assert [each.id for each in shop.page("", 10)] == ["item-0001"]
+
+
+def test_rows_of_another_dimension_never_reach_the_log(tmp_path: Path) -> None:
+    """A label is that of a folder, in which another model may lie by now."""
+    shop = opened(tmp_path / "shop")
+    assert shop.commit([Add("m@1", items(3))], MANY) == [0]
+    before = (tmp_path / "shop" / store.FILE).read_bytes()
+    mixed = Add("m@1", [*items(2, "mixed"), *items(1, "narrow", dim=4)])
+    outcomes = shop.commit([Add("m@1", items(2, "narrow", dim=4)), mixed], MANY)
+    assert [type(each) for each in outcomes] == [OtherDimensionError] * 2
+    assert str(outcomes[0]) == "its embeddings by m@1 have 8 numbers, and these 4"
+    assert (tmp_path / "shop" / store.FILE).read_bytes() == before
+    with pytest.raises(OtherDimensionError, match="by m@1 have 8 numbers, and the query 4"):
+        shop.search(units(1, 4)[0], "m@1", 1)
+    assert shop.commit([Add("m@1", items(1, "good"))], MANY) == [0]
+    shop.close()
+    shop = Store(tmp_path / "shop")
+    assert (len(shop), shop.search(units(1)[0], "m@1", 1)[0].distance) == (4, 0.0)
+
+
+def test_the_first_items_of_a_gallery_are_of_one_dimension(tmp_path: Path) -> None:
+    shop = opened(tmp_path / "shop")
+    first, second = shop.commit([Add("m@1", items(1)), Add("m@1", items(1, "narrow", dim=4))], MANY)
+    assert first == 0
+    assert isinstance(second, OtherDimensionError)
+    shop.commit([Remove(["item-0000"])], MANY)
+    [mixed] = shop.commit([Add("m@1", [*items(1), *items(1, "narrow", dim=4)])], MANY)
+    assert isinstance(mixed, OtherDimensionError)
+    assert len(shop) == 0
 
 
 def test_an_emptied_gallery_takes_any_model(tmp_path: Path) -> None:
