@@ -1,12 +1,11 @@
 """Kept image files, each once under its SHA-256, however many items show it."""
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from serve.gallery.log import sync_folder
+from serve.gallery.log import sync_folder, write_file
 
 
 class Images:
@@ -40,12 +39,8 @@ class Images:
             if not path.parent.is_dir():
                 path.parent.mkdir(parents=True)
                 folders |= {self._folder, self._folder.parent}
-            new = path.with_suffix(".new")
-            with new.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(path)
+            self._uses[digest] = 0  # until an item shows it, `drop_unused` deletes it
+            write_file(path, [data])
             folders.add(path.parent)
         for folder in folders:
             sync_folder(folder)

@@ -34,12 +34,13 @@ class Log:
 
     Attributes:
         size: bytes of the file.
+        broken: an fsync failed, so that nobody knows whether the last frame is on the disk.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
-        self._broken = False
+        self.broken = False
         path.with_suffix(".new").unlink(missing_ok=True)  # of a process that died while it wrote the file anew
         self._file = path.open("r+b", buffering=0)
 
@@ -76,7 +77,7 @@ class Log:
             OSError: the disk is full or fails. After a failed fsync nobody knows what the disk holds, so that nothing
                 more is appended until the file is opened anew.
         """
-        if self._broken:
+        if self.broken:
             raise OSError(f"{self.path.name}: the disk failed before; restart the service, which reads what is there")
         try:
             _write(self._file.fileno(), _frame(payload), self.size)
@@ -86,7 +87,7 @@ class Log:
         try:
             os.fsync(self._file.fileno())
         except OSError:
-            self._broken = True
+            self.broken = True
             raise
         self.size += _FRAME.size + len(payload)
 
@@ -100,7 +101,7 @@ class Log:
         self._file.close()
         self._file = self.path.open("r+b", buffering=0)
         self.size = os.fstat(self._file.fileno()).st_size
-        self._broken = False
+        self.broken = False
 
     def close(self) -> None:
         """Closes the file."""
@@ -111,7 +112,7 @@ class Log:
             os.ftruncate(self._file.fileno(), length)
             os.fsync(self._file.fileno())
         except OSError:
-            self._broken = True
+            self.broken = True
             raise
 
     def _refuse_if_more(self, data: mmap.mmap, place: int) -> None:
@@ -126,16 +127,36 @@ class Log:
 
 
 def create(path: Path, payloads: Iterable[bytes] = ()) -> None:
-    """Writes a log of these frames under another name, waits for the disk, and renames it to path."""
-    new = path.with_suffix(".new")
-    with new.open("wb") as file:
-        file.write(HEAD)
-        for payload in payloads:
-            file.write(_frame(payload))
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    """Writes a log of these frames under another name, waits for the disk, and renames it to path.
+
+    Raises:
+        OSError: the disk is full or fails; what stood at path is still there, and nothing beside it.
+    """
+
+    def chunks() -> Iterator[bytes]:
+        yield HEAD
+        yield from map(_frame, payloads)
+
+    write_file(path, chunks())
     sync_folder(path.parent)
+
+
+def write_file(path: Path, chunks: Iterable[bytes]) -> None:
+    """Writes a file under another name, waits for the disk, and renames it to path; `sync_folder` makes that last.
+
+    Raises:
+        OSError: as `create`.
+    """
+    new = path.with_suffix(".new")
+    try:
+        with new.open("wb") as file:
+            file.writelines(chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:  # half a file would keep a full disk full
+        new.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -96,6 +96,7 @@ class Store:
         self._index: Index | None = None
         self._images = Images(folder / "images")
         self._garbage = 0
+        self._tried = 0  # garbage when the log was last to be written anew, and could not
         self._log = Log(folder / FILE)
         for payload in self._log.replay():
             for change in decode(payload):
@@ -134,29 +135,15 @@ class Store:
         Raises:
             OSError: the disk is full or fails; none of the changes was made.
         """
-        outcomes: list[int | Exception] = []  # of each the place of its change, or why there is none
-        changes: list[Change] = []
-        known = self.settings if len(self) else replace(self.settings, model=None, dim=None)
-        coming: set[str] = set()
-        for add in adds:
-            refusal = self._refusal(add, known, coming, most) if isinstance(add, Add) else None
-            if refusal is not None:
-                outcomes.append(refusal)
-                continue
-            if isinstance(add, Add):
-                if known.model is None:
-                    known = replace(known, model=add.model, dim=len(add.items[0].row))
-                    changes.append(known)
-                items = list({item.id: item for item in add.items}.values())
-                coming |= {item.id for item in items} - self._slots.keys()
-                images = self._images.write(item.image if known.keep_images else None for item in items)
-                changes.append(Put.of(items, images))
-            else:
-                changes.append(add)
-            outcomes.append(len(changes) - 1)
-        if not changes:
-            return outcomes
-        self._log.append(encode(changes))
+        try:
+            outcomes, changes = self._allowed(adds, most)
+            if not changes:
+                return outcomes
+            self._log.append(encode(changes))
+        except Exception:
+            if not self._log.broken:  # which may have the items all the same
+                self._images.drop_unused()
+            raise
         with self.lock.alone():
             there = [self._apply(change) for change in changes]
         self._images.drop_unused()
@@ -247,8 +234,13 @@ class Store:
         return 0
 
     def tidy(self) -> None:
-        """Writes the log anew when most of what it holds was replaced or removed."""
-        if self._garbage > max(_GARBAGE, len(self)):
+        """Writes the log anew when most of what it holds was replaced or removed.
+
+        Raises:
+            OSError: the disk is full or fails; it is tried again when there is half as much more to win.
+        """
+        if self._garbage > max(_GARBAGE, len(self), self._tried * 1.5):
+            self._tried = self._garbage
             self._rewrite(self.settings, self._index)
 
     def build_index(self, threads: int) -> None:
@@ -267,6 +259,30 @@ class Store:
     def close(self) -> None:
         """Closes its file."""
         self._log.close()
+
+    def _allowed(self, adds: Sequence[Add | Remove], most: int) -> tuple[list[int | Exception], list[Change]]:
+        """Of each its place among the changes that are to be made, or why there is none; images are on the disk."""
+        outcomes: list[int | Exception] = []
+        changes: list[Change] = []
+        known = self.settings if len(self) else replace(self.settings, model=None, dim=None)
+        coming: set[str] = set()
+        for add in adds:
+            refusal = self._refusal(add, known, coming, most) if isinstance(add, Add) else None
+            if refusal is not None:
+                outcomes.append(refusal)
+                continue
+            if isinstance(add, Add):
+                if known.model is None:
+                    known = replace(known, model=add.model, dim=len(add.items[0].row))
+                    changes.append(known)
+                items = list({item.id: item for item in add.items}.values())
+                coming |= {item.id for item in items} - self._slots.keys()
+                images = self._images.write(item.image if known.keep_images else None for item in items)
+                changes.append(Put.of(items, images))
+            else:
+                changes.append(add)
+            outcomes.append(len(changes) - 1)
+        return outcomes, changes
 
     def _refusal(self, add: Add, known: Settings, coming: set[str], most: int) -> Exception | None:
         if known.model not in (None, add.model):
@@ -333,7 +349,7 @@ class Store:
 
     def _rewrite(self, settings: Settings, index: Index | None) -> None:
         self._log.replace(map(encode, self._frames(settings, index)))
-        self._garbage = 0
+        self._garbage = self._tried = 0
 
     def _frames(self, settings: Settings, index: Index | None) -> Iterator[list[Change]]:
         yield [settings]

@@ -142,6 +142,7 @@ def test_the_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
 
     with pytest.raises(OSError, match="no space left"):
         log.replace(breaking())
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
     log.append(b"goes on")
     assert read(path) == [*PAYLOADS, b"goes on"]
     log.replace([b"a", b"b"])

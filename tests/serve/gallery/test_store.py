@@ -1,6 +1,8 @@
 """A gallery on the disk against a dict: the same items after any changes, searched and listed as a loop would."""
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -223,6 +225,75 @@ def test_a_failed_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
             shop.commit([Add("m@1", items(5))], MANY)
     assert len(shop) == 2
     assert shop.commit([Add("m@1", items(5))], MANY) == [2]
+
+
+FULL = """
+import resource, sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from serve.gallery import store
+from serve.gallery.items import Item, Remove
+from tests.serve.gallery.rows import items, units
+from tests.serve.gallery.test_store import MANY, opened
+
+@contextmanager
+def full_beyond(size):
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    except OSError:
+        pass
+    else:
+        raise AssertionError("it fitted")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+folder = Path(sys.argv[1])
+shop = opened(folder, keep_images=True)
+
+def files():
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+def add(*images):
+    rows = units(len(images))
+    return store.Add("m@1", [Item(f"{n}", row, image=image) for n, (row, image) in enumerate(zip(rows, images))])
+
+shop.commit([add(b"kept")], MANY)
+before = files()
+assert len(before) == 2, before
+with full_beyond(4000):
+    shop.commit([add(b"kept", b"fits"), add(b"fits too", bytes(5000))], MANY)
+assert files() == before, "images of items that did not come"
+with full_beyond(10):
+    shop.commit([add(b"kept", b"fits")], MANY)
+assert files() == before, "images of items that the log did not take"
+assert shop.kept_images == 1
+assert shop.commit([add(b"kept", b"fits", bytes(5000))], MANY) == [1]
+
+store._GARBAGE = 1000
+shop.commit([store.Add("m@1", items(1000))] * 3, MANY)
+before = files()
+with full_beyond(4000):
+    shop.tidy()
+assert files() == before, "half of a log"
+size = shop.size
+shop.tidy()
+assert shop.size == size, "not before there is more to win"
+assert shop.commit([Remove(["0"])], MANY) == [1]
+shop.commit([store.Add("m@1", items(1000))], MANY)
+shop.tidy()
+assert shop.size < size / 2
+shop.close()
+assert len(store.Store(folder)) == 1002
+"""
+
+
+def test_a_full_disk_keeps_nothing_of_what_it_had_no_room_for(tmp_path: Path) -> None:
+    """In a process of its own, whose files may not grow for a moment."""
+    ended = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "shop")], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_images_that_a_crash_left_are_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
