@@ -13,6 +13,8 @@ from dml.data.imageset import DataError
 
 SHARD = "shard-{:06d}.parquet"
 _KEY = b"onethreshold"
+Batch = tuple[list[str], npt.NDArray[np.float32], list[dict[str, Any]]]
+"""Ids, embeddings (B, D) and the other columns of some rows."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def count(path: Path) -> int:
     return sum(int(pq.read_metadata(file).num_rows) for file in files(path))
 
 
-def read(path: Path, batch: int) -> Iterator[tuple[list[str], npt.NDArray[np.float32], list[dict[str, Any]]]]:
+def read(path: Path, batch: int) -> Iterator[Batch]:
     """Ids, embeddings (B, D) and the other columns, row by row and without nulls, a batch at a time.
 
     Any table with a column id and a column embedding (a list of floats, all of one length) can be read.

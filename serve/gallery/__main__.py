@@ -1,24 +1,30 @@
 """Galleries from a shell: `python -m serve.gallery build --from emb.parquet --name shop`."""
 
 import argparse
+import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import rich.console
 import rich.progress
 import rich.table
 
 from cluster import command_line, embedding_table
-from serve.gallery.items import check_id
+from serve.gallery.items import check_id, check_metadata, text_of
+from serve.gallery.limits import GalleryLimits
 from serve.gallery.reach import Offline, Reach, ReachError, Service
 
 URL = "http://127.0.0.1:8000"
 KEY = "ONETHRESHOLD_KEY"
 BATCH = 500
 """Items of a request: some megabytes."""
+_LIMITED = "where the service allows that, delete the gallery and build it"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,37 +83,67 @@ def _reach(options: argparse.Namespace) -> Iterator[Reach]:
 
 
 def _build(reach: Reach, options: argparse.Namespace) -> None:
+    _fill(reach, options, _checked(reach, options))
+
+
+def _fill(reach: Reach, options: argparse.Namespace, model: str) -> None:
     path = Path(options.file)
-    made = embedding_table.made(path)
-    model = reach.serves(options.made_by or (made.model if made else None))
-    total = embedding_table.count(path)
     reach.create(options.name, None)
+    for ids, rows_BD, metadata in _batches("adding", path):
+        reach.add(options.name, model, ids, rows_BD, metadata)
+    print(f"{embedding_table.count(path):,} embeddings by {model} from {path} are in gallery {options.name}")
+
+
+def _checked(reach: Reach, options: argparse.Namespace, limits: GalleryLimits | None = None) -> str:
+    """The model of a file of which a gallery takes every embedding; none was added yet."""
+    path, dim = Path(options.file), None
+    made = embedding_table.made(path)
+    model = options.made_by or (made.model if made else None)
+    reach.serves(model)  # before a long file is read
+    total = embedding_table.count(path)
+    if limits is not None and total > limits.items:
+        raise ReachError(f"{path} has {total:,} embeddings, more than {limits.items:,}; {_LIMITED}")
+    for ids, rows_BD, metadata in _batches("checking", path):
+        dim = dim or rows_BD.shape[1]
+        if rows_BD.shape[1] != dim:
+            raise ReachError(f"{path}: embeddings must be of one length, got {dim} and {rows_BD.shape[1]}")
+        norms_B = np.linalg.norm(rows_BD.astype(np.float64), axis=1)
+        for each, norm, more in zip(ids, norms_B.tolist(), metadata, strict=True):
+            try:
+                _check(each, norm, more, limits)
+            except ValueError as error:
+                raise ReachError(f"{path}: id {each[:100]!r}: {error}") from error
+        for name, count in Counter(ids).items():
+            if count > 1:
+                raise ReachError(f"{path}: the id {name[:100]!r} comes {count} times")
+    return reach.serves(model, dim)
+
+
+def _check(name: str, norm: float, metadata: dict[str, Any], limits: GalleryLimits | None) -> None:
+    check_id(name)
+    check_metadata(metadata)
+    if not math.isfinite(norm) or norm == 0:
+        raise ValueError(f"its embedding has the norm {norm:g}; it needs finite numbers that are not all 0")
+    if limits is not None and len(text_of(metadata).encode()) > limits.metadata_bytes:
+        raise ValueError(f"its metadata is longer than {limits.metadata_bytes:,} bytes of JSON; {_LIMITED}")
+
+
+def _batches(doing: str, path: Path) -> Iterator[embedding_table.Batch]:
     with _progress() as bar:
-        task = bar.add_task("adding", total=total)
-        for ids, rows_BD, metadata in embedding_table.read(path, BATCH):
-            for each in ids:
-                _check(path, each)
-            reach.add(options.name, model, ids, rows_BD, metadata)
-            bar.advance(task, len(ids))
-    print(f"{total:,} embeddings by {model} from {path} are in gallery {options.name}")
-
-
-def _check(path: Path, name: str) -> None:
-    try:
-        check_id(name)
-    except ValueError as error:
-        raise ReachError(f"{path}: id {name[:100]!r}: {error}") from error
+        task = bar.add_task(doing, total=embedding_table.count(path))
+        for batch in embedding_table.read(path, BATCH):
+            yield batch
+            bar.advance(task, len(batch[0]))
 
 
 def _rebuild(reach: Reach, options: argparse.Namespace) -> None:
     if options.file:
         # All that can be refused, before what is there is deleted.
-        made = embedding_table.made(Path(options.file))
-        reach.serves(options.made_by or (made.model if made else None))
+        model = _checked(reach, options, GalleryLimits())
         for before in [each for each in reach.infos() if each["name"] == options.name]:
             reach.delete(options.name)
             reach.create(options.name, before["keep_images"])
-        _build(reach, options)
+        _fill(reach, options, model)
         return
     with _progress() as bar:
         task = bar.add_task("embedding", total=None)

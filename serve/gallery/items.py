@@ -2,6 +2,7 @@
 
 import json
 import struct
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
@@ -15,6 +16,8 @@ NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 """What a gallery may be called: it is also the name of its folder."""
 ID_LENGTH = 512
 """Characters of an item's id at most."""
+_NO_TEXT = {"Cc", "Cs", "Zl", "Zp"}  # categories of characters that break lines, or are none
+_DEEPEST = 16  # of metadata: answers are written by code that calls itself for each level
 _LENGTH = struct.Struct("<I")
 
 
@@ -22,13 +25,47 @@ def check_id(text: str) -> str:
     """The id, if an item may have it.
 
     Raises:
-        ValueError: it is empty, too long or not printable.
+        ValueError: it is empty, too long, or has control characters, line separators or halves of characters.
     """
     if not 0 < len(text) <= ID_LENGTH:
         raise ValueError(f"an id has 1 to {ID_LENGTH} characters, got {len(text)}")
-    if not text.isprintable():  # nor are lone halves of a character
-        raise ValueError("an id has printable characters alone")
+    if not text.isprintable() and (wrong := [each for each in text if unicodedata.category(each) in _NO_TEXT]):
+        raise ValueError(f"an id has no control characters, line separators or halves of characters, got {wrong[0]!r}")
     return text
+
+
+def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    """The metadata, if JSON, and whoever reads it, can say it again.
+
+    Raises:
+        ValueError: it is nested too deep, or has what JSON cannot say.
+    """
+    level: list[Any] = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    if level:
+        raise ValueError(f"metadata is nested deeper than {_DEEPEST - 1} levels")
+    try:
+        text_of(value).encode()
+    except TypeError as error:
+        raise ValueError(f"metadata cannot be said in JSON: {error}") from error
+    except ValueError:
+        raise ValueError("metadata has a number that JSON cannot say, or half a character") from None
+    return value
+
+
+def text_of(metadata: dict[str, Any]) -> str:
+    """Metadata as it is kept.
+
+    Raises:
+        ValueError, TypeError: JSON cannot say it.
+    """
+    return json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True)

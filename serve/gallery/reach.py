@@ -15,9 +15,8 @@ import numpy.typing as npt
 from cluster import registry
 from dml.data.images import ImageError
 from serve.gallery.galleries import Galleries
-from serve.gallery.items import Item, check_id
+from serve.gallery.items import Item, text_of
 from serve.gallery.reembed import reembed
-from serve.gallery.routes import text_of
 from serve.model import CheckpointEmbedder, Embedder, label
 from serve.schemas import ApiError
 
@@ -37,8 +36,8 @@ class ReachError(ValueError):
 class Reach(Protocol):
     """What the command line asks of galleries."""
 
-    def serves(self, model: str | None) -> str:
-        """The label of the model whose embeddings can be added, given the one that made them, if that is known."""
+    def serves(self, model: str | None, dim: int | None = None) -> str:
+        """The label of the model whose embeddings can be added, given the one that made them and D where known."""
 
     def infos(self) -> list[dict[str, Any]]:
         """What is known of each gallery."""
@@ -50,7 +49,7 @@ class Reach(Protocol):
         """Deletes a gallery."""
 
     def add(self, name: str, model: str, ids: Sequence[str], rows_BD: Row, metadata: Sequence[dict[str, Any]]) -> None:
-        """Adds embeddings that the model made."""
+        """Adds embeddings (B, D) that the model made: finite, and none of the norm 0; every id once."""
 
     def rebuild(self, name: str, shown: Callable[[int, int], None]) -> bool:
         """Has the kept images embedded by the present model, and tells how far it is; False if they are already."""
@@ -71,8 +70,8 @@ class Service:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=120)
 
-    def serves(self, model: str | None) -> str:
-        """The label of the model that is served; refuses another."""
+    def serves(self, model: str | None, dim: int | None = None) -> str:
+        """The label of the model that is served; refuses another, and another D than its own."""
         cards = self._ask("GET", "/v1/models")["data"]
         if not cards:
             raise ReachError(f"{self._url} has no model yet; python -m tune.search trains and registers one")
@@ -82,6 +81,8 @@ class Service:
                 f"these are embeddings of {model}, and {self._url} serves {served}: distances between them mean "
                 f"nothing; embed the images with python -m cluster.embed --model {_uri(cards[0])}"
             )
+        if dim not in (None, cards[0]["dim"]):
+            raise ReachError(f"these embeddings have {dim} numbers, and those of {served} {cards[0]['dim']}")
         return served
 
     def infos(self) -> list[dict[str, Any]]:
@@ -161,7 +162,7 @@ class Offline:
         self._runner = asyncio.Runner()
         self._galleries = Galleries(folder)
 
-    def serves(self, model: str | None) -> str:
+    def serves(self, model: str | None, dim: int | None = None) -> str:
         """The model that made the embeddings; without a service any is right that is known."""
         if model is None:
             raise ReachError("the file does not say which model made its embeddings: give --made-by onethreshold@3")
@@ -181,9 +182,10 @@ class Offline:
 
     def add(self, name: str, model: str, ids: Sequence[str], rows_BD: Row, metadata: Sequence[dict[str, Any]]) -> None:
         """Adds embeddings."""
+        unit_BD = rows_BD / np.linalg.norm(rows_BD.astype(np.float64), axis=1, keepdims=True)
         items = [
-            Item(check_id(each), _unit(each, row), text_of(more) if more else None)
-            for each, row, more in zip(ids, rows_BD, metadata, strict=True)
+            Item(each, row, text_of(more) if more else None)
+            for each, row, more in zip(ids, unit_BD.astype(np.float32), metadata, strict=True)
         ]
         self._run(self._galleries.add(name, model, items))
 
@@ -235,13 +237,6 @@ def _decoded(model: Embedder, item: str, data: bytes) -> Any:
         return model.decode(data)
     except ImageError as error:
         raise ApiError(422, f"{item} is unreadable: {error}") from error
-
-
-def _unit(name: str, row: Row) -> Row:
-    norm = float(np.linalg.norm(row.astype(np.float64)))
-    if not np.isfinite(norm) or norm == 0:
-        raise ReachError(f"the embedding of {name!r} has the norm {norm:g}; it needs finite numbers that are not all 0")
-    return (row / norm).astype(np.float32)
 
 
 def _path(name: str) -> str:

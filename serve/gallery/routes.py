@@ -12,7 +12,7 @@ from serve import schemas as shared
 from serve.calibration import decide
 from serve.engine import Engine
 from serve.gallery import schemas
-from serve.gallery.items import ID_LENGTH, Item
+from serve.gallery.items import ID_LENGTH, Item, text_of
 from serve.gallery.limits import GalleryLimits
 from serve.gallery.reembed import Background
 from serve.model import Embedder, label
@@ -213,11 +213,6 @@ def _waking(background: Background, name: str, error: ApiError) -> ApiError:
     if error.code == "gallery_reembedding":
         background.wake(name)
     return error
-
-
-def text_of(metadata: dict[str, Any]) -> str:
-    """Metadata as it is kept."""
-    return json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))
 
 
 def _read(metadata: str | None) -> dict[str, Any] | None:

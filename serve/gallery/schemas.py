@@ -1,39 +1,16 @@
 """The requests and answers of galleries in types."""
 
-import json
 import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
 
 from serve.gallery.info import Info
-from serve.gallery.items import check_id
+from serve.gallery.items import check_id, check_metadata
 from serve.schemas import ImageOrEmbedding, KnownFields, OperatingPointAnswer
 
-_DEEPEST = 16  # of metadata: answers are written by code that calls itself for each level
-
-
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    """Metadata that JSON, and whoever reads it, can say again."""
-    level: list[Any] = [value]
-    for _ in range(_DEEPEST):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-    if level:
-        raise ValueError(f"metadata is nested deeper than {_DEEPEST - 1} levels")
-    try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError:
-        raise ValueError("metadata has a number that JSON cannot say, or half a character") from None
-    return value
-
-
 Identifier = Annotated[str, AfterValidator(check_id)]
-Metadata = Annotated[dict[str, Any], AfterValidator(_plain)]
+Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata)]
 
 
 class GalleryRequest(KnownFields):

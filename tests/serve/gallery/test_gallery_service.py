@@ -1,6 +1,7 @@
 """Galleries of a running service: Ray Serve on a real port, two clients at once, a restart, and the command line."""
 
 import concurrent.futures
+import datetime
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -156,6 +157,74 @@ def test_a_gallery_is_built_from_a_file_of_embeddings(
     assert service.ask("GET", "/v1/galleries/built")["items"] == 10
     assert command.main(["delete", "built", *url]) == 0
     assert httpx.get(f"{service.url}/v1/galleries/built").status_code == 404
+
+
+def test_a_file_of_another_dimension_deletes_nothing(
+    service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.ask("PUT", "/v1/galleries/wide")
+    items = [{"id": "a", "input": units(1, 16)[0].tolist()}]
+    service.ask("POST", "/v1/galleries/wide/items", {"items": items})
+    file = made(tmp_path / "emb.parquet", units(3, 8), "onethreshold@first")
+    with pytest.raises(SystemExit):
+        command.main(["rebuild", "wide", "--from", str(file), "--url", service.url])
+    assert "these embeddings have 8 numbers, and those of onethreshold@first 16" in capsys.readouterr().err
+    assert service.ask("GET", "/v1/galleries/wide")["items"] == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"id": ["a", "b\nc", "c"]}, "id 'b\\nc': an id has no control characters"),
+        ({"id": ["a", "b", "a"]}, "the id 'a' comes 2 times"),
+        ({"embedding": [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]}, "id 'b': its embedding has the norm 0"),
+        ({"embedding": [[1.0, 0.0], [0.0, 1.0], [1.0, float("nan")]]}, "id 'c': its embedding has the norm nan"),
+        ({"price": [1.0, float("inf"), 2.0]}, "id 'b': metadata has a number that JSON cannot say"),
+        ({"made": [None, None, datetime.date(2026, 1, 2)]}, "id 'c': metadata cannot be said in JSON"),
+        ({"text": ["", "x" * 4097, ""]}, "id 'b': its metadata is longer than 4,096 bytes"),
+    ],
+)
+def test_a_file_that_cannot_be_taken_whole_deletes_nothing(
+    wrong: Any, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"id": ["a", "b", "c"], "embedding": [[1.0, 0.0]] * 3}
+    pq.write_table(pa.table(columns), tmp_path / "good")
+    pq.write_table(pa.table(columns | wrong), tmp_path / "wrong")
+    store = ["--made-by", "m@1", "--store", str(tmp_path)]
+    assert command.main(["build", "--from", str(tmp_path / "good"), "--name", "shop", *store]) == 0
+    before = (tmp_path / "shop" / "items.log").read_bytes()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        command.main(["rebuild", "shop", "--from", str(tmp_path / "wrong"), *store])
+    told = capsys.readouterr().err
+    assert says in told
+    assert len(told.splitlines()) == 1
+    assert (tmp_path / "shop" / "items.log").read_bytes() == before
+
+
+def test_shards_of_two_dimensions_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "parts").mkdir()
+    for number, dim in enumerate((8, 4)):
+        made(tmp_path / "parts" / embedding_table.SHARD.format(number), units(2, dim), "m@1")
+    with pytest.raises(SystemExit):
+        command.main(["build", "--from", str(tmp_path / "parts"), "--name", "shop", "--store", str(tmp_path)])
+    assert "embeddings must be of one length, got 8 and 4" in capsys.readouterr().err
+    assert not (tmp_path / "shop").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["Screenshot 3.04.05\u202fPM.png", "a\u00a0b", "\u3000", "\U0001f469\u200d\U0001f4bb.png"]
+)
+def test_what_files_are_called_can_be_an_id(name: str, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"id": [name], "embedding": [[1.0, 0.0]]}), tmp_path / "table")
+    words = ["build", "--from", str(tmp_path / "table"), "--name", "a", "--made-by", "m@1", "--store", str(tmp_path)]
+    assert command.main(words) == 0
 
 
 def test_the_folder_of_a_running_service_is_left_alone(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
