@@ -4,7 +4,7 @@ A `Config` is printed, logged to MLflow and stored in every checkpoint, so a mod
 Recipes (`dml.recipes`) return one; command lines change single fields (`--optim.lr 3e-4`).
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,7 +18,13 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A frozen group of settings; an unknown name or a wrong value is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,  # JSON, in which checkpoints keep settings, has neither
+    )
 
 
 class DataConfig(Section):
@@ -276,10 +282,10 @@ class Config(Section):
         tree = self.model_dump()
         for name, value in changes.items():
             *path, leaf = name.split(".")
-            node = tree
+            node: Any = tree
             for part in path:
-                node = node.get(part, {})
-            if leaf not in node and path != ["loss", "options"]:
+                node = node.get(part) if isinstance(node, dict) else None
+            if not isinstance(node, dict) or (leaf not in node and path != ["loss", "options"]):
                 from dml.names import unknown
 
                 raise KeyError(unknown("setting", name, self.flat))

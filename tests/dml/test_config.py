@@ -29,6 +29,20 @@ def test_replace_changes_dotted_fields_and_validates_them() -> None:
         Config().replace(**{"optim.lr": -1})
 
 
+@pytest.mark.parametrize("name", ["optim.lr.x", "loss.options.alpha.x", "optimiser.lr"])
+def test_a_name_below_a_setting_or_an_unknown_section_is_answered_with_the_nearest(name: str) -> None:
+    config = Config().replace(**{"loss.options.alpha": 3.0})
+    with pytest.raises(KeyError, match=rf"unknown setting '{name}'; valid: (optim[.]|loss[.]options[.]alpha)"):
+        config.replace(**{name: 1})
+
+
+@pytest.mark.parametrize("name", ["optim.clip", "data.std", "evaluate.utility_c", "tcm.weight", "loss.options.alpha"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_are_finite_since_a_checkpoint_could_not_hold_others(name: str, value: float) -> None:
+    with pytest.raises(pydantic.ValidationError, match=rf"{name}\n  Input should be a finite number"):
+        Config().replace(**{name: value})
+
+
 def test_margins_must_be_in_order() -> None:
     with pytest.raises(pydantic.ValidationError, match=r"margin_neg \(0.8\) must not exceed margin_pos \(0.7\)"):
         Config().replace(**{"tcm.margin_pos": 0.7, "tcm.margin_neg": 0.8})
