@@ -150,7 +150,9 @@ OWN_ENCODERS = {"small_cnn": SmallCNN}
 
 
 def check(config: EncoderConfig) -> None:
-    """Raises ValueError, nearest names first, when no encoder has this name."""
+    """Raises ValueError when no encoder has this name, the nearest ones first, or weights is a path without a file."""
+    if config.weights is not None and "://" not in config.weights and not Path(config.weights).expanduser().is_file():
+        raise ValueError(f"encoder.weights: {config.weights} is not a file")
     if config.name in OWN_ENCODERS or _in_timms_sources(config.name):
         return
     import timm
@@ -177,7 +179,7 @@ def build(config: EncoderConfig, *, channels: int, image_size: int) -> Encoder:
         image_size: height and width of the input in pixels (vision transformers are built for one size).
 
     Raises:
-        ValueError: unknown name, or weights of which no key fits.
+        ValueError: as `check` and `load_weights`.
     """
     check(config)
     if config.name in OWN_ENCODERS:
@@ -222,7 +224,8 @@ def load_weights(backbone: nn.Module, uri: str) -> None:
         uri: path or fsspec URI of a .safetensors or .pth / .pt / .bin file.
 
     Raises:
-        ValueError: nothing in the file fits; the message shows keys of both sides.
+        ValueError: the file cannot be read, is no state dict of plain tensors, or nothing in it fits; the last message
+            shows keys of both sides.
     """
     state = _read_state(uri)
     own = backbone.state_dict()
@@ -242,18 +245,33 @@ def _read_state(uri: str) -> Mapping[str, Tensor]:
     import fsspec  # type: ignore[import-untyped]
     import safetensors.torch
 
-    with fsspec.open(uri, "rb") as file:
-        if uri.endswith(".safetensors"):
-            state: Any = safetensors.torch.load(file.read())
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        with fsspec.open(uri, "rb") as file:
+            if uri.endswith(".safetensors"):
+                state: Any = safetensors.torch.load(file.read())
+            else:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, ImportError) as error:  # the latter where the URI's file system is not installed
+        raise ValueError(f"encoder.weights: {uri} cannot be read: {error}") from error
+    except Exception as error:  # of safetensors, zip or pickle; torch's own words would advise to run the file's code
+        raise ValueError(
+            f"encoder.weights: {uri} is no state dict of plain tensors ({type(error).__name__}); valid: a .safetensors "
+            "file, or what torch.save writes of model.state_dict(); nothing else is unpickled"
+        ) from error
+    state = state if isinstance(state, Mapping) else {}
     for wrapper in ("state_dict", "model"):
         if isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(
+            f"encoder.weights: {uri} has no tensors by name, bare or under state_dict or model; it has "
+            f"{', '.join(map(str, list(state)[:4])) or 'no names'}"
+        )
     for prefix in ("module.", "backbone."):
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return cast(Mapping[str, Tensor], state)
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
 
 
 def _some(state: Mapping[str, Tensor], count: int = 4) -> str:

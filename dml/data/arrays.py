@@ -1,6 +1,5 @@
 """Embeddings of any model, as people bring them: NumPy's .npz files."""
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ class Arrays:
     """What a file of embeddings holds."""
 
     embeddings_ND: Tensor
-    """(N, D) floats."""
+    """(N, D) floats, N at least 1."""
     labels_N: Tensor | None
     """(N,) int64, 0..C-1; None where the file has no labels."""
     classes: tuple[str, ...]
@@ -36,8 +35,9 @@ class Arrays:
 def read(path: Path | str) -> Arrays:
     """Reads a .npz file: embeddings (N, D) and, as far as there are any, labels, names, classes and a gallery.
 
-    The keys: embeddings, floats (N, D); labels (N,), integers or text; names (N,), text, no two alike; classes (C,),
-    names of the integer labels 0..C-1; gallery_embeddings (G, D) with gallery_labels (G,). Pickled objects are refused.
+    The keys: embeddings, float16, float32 or float64 (N, D); labels (N,), integers or text; names (N,), text, no two
+    alike; classes (C,), names of the integer labels 0..C-1; gallery_embeddings (G, D) with gallery_labels (G,). Pickled
+    objects are refused.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -49,7 +49,7 @@ def read(path: Path | str) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {key: file[key] for key in file.files}
-    except (ValueError, zipfile.BadZipFile, OSError, AttributeError) as error:
+    except Exception as error:  # of zip, of pickle, of the parser of an array's header
         raise DataError(
             f"{path}: not a .npz file of plain arrays ({error}); write one with "
             "numpy.savez(path, embeddings=..., labels=...)"
@@ -79,9 +79,13 @@ def write(path: Path, embeddings_ND: Tensor, labels_N: Tensor, classes: tuple[st
 
 def _embeddings(path: Path, found: dict[str, Array], key: str) -> Tensor:
     array = found[key]
-    if array.ndim != 2 or array.dtype.kind != "f":
-        raise DataError(f"{path}: {key} must be floats (N, D), got {array.dtype} of shape {array.shape}")
-    return torch.from_numpy(array)
+    native = array.dtype.newbyteorder("=")  # torch takes no other
+    if array.ndim != 2 or not len(array) or native not in (np.float16, np.float32, np.float64):
+        raise DataError(
+            f"{path}: {key} must be float16, float32 or float64 (N, D) with at least one row, got {array.dtype} of "
+            f"shape {array.shape}"
+        )
+    return torch.from_numpy(array.astype(native, copy=False))
 
 
 def _names(path: Path, found: dict[str, Array], rows: int) -> tuple[str, ...] | None:

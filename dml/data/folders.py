@@ -103,31 +103,38 @@ def extensions() -> set[str]:
 def _read_csv(path: Path, root: Path) -> tuple[list[tuple[str, Path]], dict[str, str]]:
     if not path.is_file():
         raise DataError(f"data.split_csv: {path} is not a file")
+    with path.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        try:
+            return _read(reader, path, root)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: not a CSV file in UTF-8 after row {reader.line_num} ({error})") from error
+
+
+def _read(reader: "csv.DictReader[str]", path: Path, root: Path) -> tuple[list[tuple[str, Path]], dict[str, str]]:
     files: list[tuple[str, Path]] = []
     assigned: dict[str, str] = {}
     row_of_file: dict[Path, int] = {}
     row_of_class: dict[str, int] = {}
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        missing = [name for name in _COLUMNS if name not in (reader.fieldnames or [])]
-        if missing:
-            raise DataError(f"{path}: no column {', '.join(missing)}; needs the header path,label,split")
-        for row in reader:
-            where = f"{path}, row {reader.line_num}"
-            file, label, split = _cells(row, where)
-            file = root / file
-            if not file.is_file():
-                raise DataError(f"{where}: no file {file}")
-            if file in row_of_file:
-                raise DataError(f"{where}: {file} was already listed in row {row_of_file[file]}")
-            if assigned.setdefault(label, split) != split:
-                raise DataError(
-                    f"{where}: class {label!r} is in {split} here and in {assigned[label]} in row "
-                    f"{row_of_class[label]}; a class belongs to one split"
-                )
-            row_of_class.setdefault(label, reader.line_num)
-            row_of_file[file] = reader.line_num
-            files.append((label, file))
+    missing = [name for name in _COLUMNS if name not in (reader.fieldnames or [])]
+    if missing:
+        raise DataError(f"{path}: no column {', '.join(missing)}; needs the header path,label,split")
+    for row in reader:
+        where = f"{path}, row {reader.line_num}"
+        file, label, split = _cells(row, where)
+        file = root / file
+        if not file.is_file():
+            raise DataError(f"{where}: no file {file}")
+        if file in row_of_file:
+            raise DataError(f"{where}: {file} was already listed in row {row_of_file[file]}")
+        if assigned.setdefault(label, split) != split:
+            raise DataError(
+                f"{where}: class {label!r} is in {split} here and in {assigned[label]} in row "
+                f"{row_of_class[label]}; a class belongs to one split"
+            )
+        row_of_class.setdefault(label, reader.line_num)
+        row_of_file[file] = reader.line_num
+        files.append((label, file))
     if not files:
         raise DataError(f"{path}: lists no images")
     return files, assigned

@@ -1,7 +1,6 @@
 """Encoders: unit embeddings from any timm backbone, and weights without pickle."""
 
 import logging
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -91,9 +90,43 @@ class Payload:
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"0.weight": Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights.only"):
+    with pytest.raises(ValueError, match=r"evil.pth is no state dict of plain tensors") as refused:
         encoders.build(EncoderConfig(weights=str(tmp_path / "evil.pth")), channels=1, image_size=32)
+    assert "weights_only" not in str(refused.value), "nobody is told how to let it run"
     assert not Path("touched-by-pickle").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "notes.safetensors",
+            b"not weights",
+            r"notes\.safetensors is no state dict of plain tensors \(Safe",
+        ),
+        ("notes.pth", b"not weights", r"notes\.pth is no state dict of plain tensors \("),
+        ("empty.pth", b"", r"empty\.pth is no state dict of plain tensors \(EOFError"),
+        ("list.pth", [torch.zeros(2)], r"list\.pth has no tensors by name, .* it has no names"),
+        ("trainer.pth", {"epoch": 3, "net": {"0.weight": torch.zeros(2)}}, r"has no tensors .* it has epoch, net"),
+    ],
+)
+def test_a_file_that_holds_no_weights_is_named(tmp_path: Path, name: str, content: object, message: str) -> None:
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=message):
+        encoders.build(EncoderConfig(weights=str(path)), channels=1, image_size=32)
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"encoder\.weights: .*absent\.pth is not a file"):
+        encoders.check(EncoderConfig(weights=str(tmp_path / "absent.pth")))
+    away = EncoderConfig(weights=(tmp_path / "absent.pth").as_uri())
+    encoders.check(away)  # a URI is opened where the weights are needed
+    with pytest.raises(ValueError, match=r"encoder\.weights: file:.*absent\.pth cannot be read: "):
+        encoders.build(away, channels=1, image_size=32)
 
 
 def test_a_frozen_backbone_keeps_still_in_training_mode_too() -> None:

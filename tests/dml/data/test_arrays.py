@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -51,8 +52,23 @@ def test_what_was_written_is_read(tmp_path):
     [
         ({"rows": ROWS}, "unknown array 'rows'; valid: embeddings, labels"),
         ({"labels": np.arange(4)}, "no array 'embeddings'"),
-        ({"embeddings": ROWS[0]}, r"embeddings must be floats (N, D), got float32 of shape (3,)"),
-        ({"embeddings": ROWS.astype(int)}, "embeddings must be floats (N, D), got int64"),
+        ({"embeddings": ROWS[0]}, "embeddings must be float16, float32 or float64 (N, D) with at least one row, got"),
+        ({"embeddings": ROWS.astype(int)}, "with at least one row, got int64 of shape (4, 3)"),
+        pytest.param(
+            {"embeddings": ROWS.astype(np.longdouble)},
+            f"with at least one row, got {np.dtype(np.longdouble)} of shape (4, 3)",
+            marks=pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="is float64 here"),
+        ),
+        ({"embeddings": ROWS[:0], "labels": np.arange(0)}, "with at least one row, got float32 of shape (0, 3)"),
+        (
+            {
+                "embeddings": ROWS,
+                "gallery_embeddings": ROWS[:0],
+                "labels": np.arange(4),
+                "gallery_labels": np.arange(0),
+            },
+            "gallery_embeddings must be float16, float32 or float64 (N, D) with at least one row",
+        ),
         ({"embeddings": ROWS, "labels": np.ones(4)}, "labels must be integers or text (N,), got float64"),
         ({"embeddings": ROWS, "gallery_labels": np.arange(4)}, "gallery_embeddings and gallery_labels go together"),
         ({"embeddings": ROWS, "names": np.array(["a", "b"])}, "names must be text (4,), got <U1 of shape (2,)"),
@@ -66,6 +82,23 @@ def test_what_was_written_is_read(tmp_path):
 def test_what_does_not_fit_is_named(tmp_path, content, message):
     with pytest.raises(DataError, match=re.escape(message)):
         arrays.read(file(tmp_path, **content))
+
+
+def test_numbers_of_another_machine_are_read(tmp_path):
+    found = arrays.read(file(tmp_path, embeddings=ROWS.astype(">f4"), labels=np.arange(4).astype(">i8")))
+    assert (found.embeddings_ND.dtype, found.embeddings_ND.tolist()) == (torch.float32, ROWS.tolist())
+    assert found.labels_N.tolist() == [0, 1, 2, 3]
+
+
+def test_files_that_are_no_npz_are_named(tmp_path):
+    np.save(tmp_path / "one.npy", ROWS)
+    (tmp_path / "empty.npz").touch()
+    header = b"\x93NUMPY\x01\x00\x0a\x00{'descr': (\n"  # of an array, broken off
+    with zipfile.ZipFile(tmp_path / "torn.npz", "w") as archive:
+        archive.writestr("embeddings.npy", header)
+    for path in tmp_path.iterdir():
+        with pytest.raises(DataError, match=rf"{path.name}: not a \.npz file of plain arrays"):
+            arrays.read(path)
 
 
 def test_pickled_objects_are_not_opened(tmp_path):

@@ -132,3 +132,18 @@ def test_a_csv_without_its_columns_or_missing_is_named(root: Path) -> None:
         read(root, split_csv=table(root, "cat/0.png", header="path,class"))
     with pytest.raises(DataError, match=r"gone\.csv is not a file"):
         read(root, split_csv=str(root / "gone.csv"))
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("Käfer".encode("latin-1"), "split.csv: not a CSV file in UTF-8 after row 0 .*can't decode byte 0xe4"),
+        (b"x" * 150_000, "split.csv: not a CSV file in UTF-8 after row 2 .*field larger than field limit"),
+    ],
+    ids=["Latin-1", "a field without end"],
+)
+def test_a_csv_that_cannot_be_parsed_is_named(label: bytes, message: str, root: Path) -> None:
+    path = root.parent / "split.csv"
+    path.write_bytes(b"path,label,split\ncat/0.png,cat,train\ncat/1.png," + label + b",train\n")
+    with pytest.raises(DataError, match=message):
+        read(root, split_csv=str(path))
