@@ -54,7 +54,7 @@ def parse(
             _print_recipes()
         parsed = _read(options, rest, start)
         config = _absolute(parsed.config)  # type: ignore[attr-defined]
-        _check_names(config)
+        _check_names(config, anew=default is None)
     return replace(parsed, config=config)  # type: ignore[type-var]
 
 
@@ -118,15 +118,20 @@ def without(argv: Sequence[str], option: str) -> list[str]:
     return words
 
 
-def preflight(config: Config) -> datasets.Splits:
+def preflight(config: Config, workers: int | str = 1) -> datasets.Splits:
     """Loads the data and refuses what cannot be trained on, before any Ray is started.
+
+    Args:
+        config: everything about the run.
+        workers: how many train together, or "MIN:MAX" of an elastic job.
 
     Raises:
         SystemExit: 2, after one line on stderr.
     """
     with one_line_errors(status=2):
+        ranks = max(session.span(workers))
         splits = datasets.load(config.data)
-        loop.check(splits, config)
+        loop.check(splits, config, ranks)
     return splits
 
 
@@ -142,7 +147,8 @@ def one_line_errors(status: int = 1) -> Iterator[None]:
         shown = f" (got {first['input']!r})" if first["loc"] else ""
         _stop(f"{field}{': ' if field else ''}{first['msg'].removeprefix('Value error, ')}{shown}", status)
     except (ValueError, KeyError, FileNotFoundError, TrainingError, TrackingError) as error:
-        _stop(str(error.args[0] if error.args else error), status)
+        # The text of a KeyError is in quotes.
+        _stop(str(error.args[0] if isinstance(error, KeyError) and error.args else error), status)
 
 
 def warn(text: str) -> None:
@@ -226,11 +232,14 @@ def _absolute(config: Config) -> Config:
     return config.replace(**{name: session.local_path(path) for name, path in given.items()})
 
 
-def _check_names(config: Config) -> None:
+def _check_names(config: Config, *, anew: bool) -> None:
     if config.data.dataset not in datasets.DATASETS:
         raise ValueError(unknown("dataset", config.data.dataset, datasets.DATASETS))
-    losses.from_config(config.loss, num_classes=2, dim=2)
-    encoders.check(config.encoder)
+    loss = losses.from_config(config.loss, num_classes=2, dim=2)
+    if config.memory.size and not loss.takes_memory:
+        raise ValueError(f"memory.size is {config.memory.size}, but loss {config.loss.name} takes none; set 0")
+    # What goes on has weights of its own: those that it began with may be gone.
+    encoders.check(config.encoder if anew else config.encoder.bare)
 
 
 def _recipe(words: list[str], budget: recipes.Budget) -> Config:

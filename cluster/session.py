@@ -87,7 +87,7 @@ class Resources:
         Raises:
             ValueError: fewer than one worker, or more (at the least) than the cluster, as it is now, can ever hold.
         """
-        least, most = _counts(str(workers))
+        least, most = span(workers)
         total = ray.cluster_resources()
         if gpus_per_worker is None:
             gpus_per_worker = 1.0 if total.get("GPU", 0) > 0 else 0.0
@@ -142,9 +142,16 @@ def cpus_beside(nodes: Sequence[Mapping[str, float]], gpus: float) -> float:
     return max(1.0, math.floor(min(shares))) if gpus > 0 and shares else 1.0
 
 
-def _counts(workers: str) -> tuple[int, int]:
-    """The fewest workers, and the most or 0: "2" or "1:4"."""
-    least, colon, most = workers.partition(":")
+def span(workers: int | str) -> tuple[int, int]:
+    """The fewest workers, and the most of an elastic job, else 0.
+
+    Args:
+        workers: how many, or "MIN:MAX".
+
+    Raises:
+        ValueError: it is neither, fewer than one worker, or the maximum is below the minimum.
+    """
+    least, colon, most = str(workers).partition(":")
     if not (least.isdecimal() and (most.isdecimal() or not colon)):
         raise ValueError(f"workers: {workers!r} is neither a number, such as 2, nor MIN:MAX, such as 1:4")
     if int(least) < 1:

@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     resumed = command_line.value_of(words, "--resume")
     options = command_line.parse(Options, words) if not resumed else _resumed(words, resumed)
-    splits = command_line.preflight(options.config)
+    splits = command_line.preflight(options.config, options.workers)
     shown = progress.Progress(options.config, quiet=options.quiet)
     import_ahead()
     session.connect()

@@ -125,12 +125,13 @@ def train(
         Exception: whatever else a step raises, an image that cannot be read or memory that is short, with a note of
             the step and the last losses.
         DataError: splits that cannot be trained on.
+        ValueError: more ranks than images in a batch.
         StateError: resume is of other settings or other data.
     """
-    check(splits, config)
+    group = gather.default_group()
+    check(splits, config, gather.world(group))
     if resume is not None:
         resume.check(config, splits.fingerprint)
-    group = gather.default_group()
     per_epoch = config.train.steps_per_epoch or sampler.steps_per_epoch(splits.train.labels_N, config.batch)
     course = Course(config, per_epoch, splits.fingerprint, resume)
     run = Learner(config, len(splits.train.classes), device, group, progress=course.progress, resume=resume, init=init)
@@ -178,8 +179,24 @@ def train(
                 yield CheckpointReport(course.step, run.evaluated, run.state(course, plans))
 
 
-def check(splits: Splits, config: Config) -> None:
-    """Raises DataError when these splits cannot be trained on, or not be evaluated, with this config."""
+def check(splits: Splits, config: Config, ranks: int = 1) -> None:
+    """Refuses what cannot be trained.
+
+    Args:
+        splits: class-disjoint data.
+        config: everything about the run.
+        ranks: that train together; the most, where their number changes.
+
+    Raises:
+        DataError: splits that cannot be trained on, or not be evaluated, with this config.
+        ValueError: more ranks than images in a batch.
+    """
+    batch = config.batch
+    if ranks > batch.size:
+        raise ValueError(
+            f"{ranks} workers cannot share a batch of {batch.size} images (batch.classes {batch.classes} x "
+            f"batch.samples {batch.samples}); at most {batch.size} workers, or larger batches"
+        )
     datasets.check(splits, config.batch)
     evaluation.check(splits.val, config.evaluate)
 

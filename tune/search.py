@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         folder = resume.place(options, kept, url)
         name = folder.name
-    splits = command_line.preflight(config)
+    splits = command_line.preflight(config, options.workers_per_trial)
     if options.retrain:
         with command_line.one_line_errors(status=2):
             retrain.changed(config, options.retrain)

@@ -6,6 +6,7 @@ import pytest
 import ray
 
 from cluster import command_line, train
+from dml import recipes
 from tune import search
 
 
@@ -35,8 +36,20 @@ def stopped(capsys: pytest.CaptureFixture[str], words: list[str], main: object =
         (["--data.dataset", "digit"], "unknown dataset 'digit'; valid: digits, "),
         (["--optim.lr", "-1"], "optim.lr: Input should be greater than 0 (got -1.0)"),
         (["--optim.lr", "fast"], "--optim.lr"),
+        (["--optim.clip", "inf"], "optim.clip: Input should be a finite number (got inf)"),
+        (["--loss.options", "alpha", "nan"], "loss.options.alpha: Input should be a finite number (got nan)"),
         (["--tcm.margin-pos", "0.2"], "margin_neg (0.5) must not exceed margin_pos (0.2)"),
         (["--loss.name", "arcface", "--memory.size", "9"], "error: memory.size is 9, but loss arcface takes none"),
+        (
+            ["--loss.name", "torch.nn:Softmin", "--memory.size", "9"],
+            "but loss torch.nn:Softmin takes none",
+        ),
+        (["--encoder.weights", "absent.pth"], "absent.pth is not a file"),
+        (["--recipe", "digits", "--workers", "two"], "workers: 'two' is neither a number, such as 2, nor MIN:MAX"),
+        (
+            ["--recipe", "digits", "--workers", "1:49"],
+            "49 workers cannot share a batch of 48 images",
+        ),
         (["--loss.name", "triplet", "--batch.samples", "1"], "error: batch.samples is 1, but loss triplet needs"),
         (["--loss.name", "torch.nn:Nothing"], "unknown class of torch.nn 'Nothing'"),
         (["--loss.name", "os:path"], "os:path is no class of torch.nn.Module"),
@@ -58,6 +71,8 @@ def test_the_search_refuses_alike(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert "unknown option '--objective.mod'; valid: --objective.mode, " in stopped(
         capsys, ["--objective.mod", "pareto"], search.main
     )
+    words = ["--recipe", "digits", "--workers-per-trial", "49"]
+    assert "49 workers cannot share a batch of 48 images" in stopped(capsys, words, search.main)
     words = ["--recipe", "image_folder", "--data.root", str(tmp_path / "none")]
     assert str(tmp_path / "none") in stopped(capsys, words, search.main)
 
@@ -70,6 +85,11 @@ def test_settings_are_changed_by_name() -> None:
     assert options.config.optim.lr == 0.5
     assert options.config.loss.options == {"alpha": 3.0}
     assert options.workers == "3"
+
+
+def test_a_run_goes_on_where_the_weights_that_it_began_with_are_gone() -> None:
+    config = recipes.digits().replace(**{"encoder.weights": "/absent.pth"})
+    assert command_line.goes_on(train.Options(config), [], "run").config == config
 
 
 def test_switches_can_be_turned_off() -> None:

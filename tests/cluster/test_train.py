@@ -104,9 +104,9 @@ def test_a_failed_training_says_why_and_is_not_left_running(here: Path, capsys: 
 
 def test_more_workers_than_the_cluster_can_hold_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        train.main(["--recipe", "digits", "--workers", "64"])
+        train.main(["--recipe", "digits", "--workers", "32"])
     assert stop.value.code == 1
-    assert "64 workers with 1 CPU each need 64 CPU; the cluster has 2" in capsys.readouterr().err
+    assert "32 workers with 1 CPU each need 32 CPU; the cluster has 2" in capsys.readouterr().err
 
 
 REFUSED = {

@@ -46,6 +46,18 @@ def test_two_ranks_train_as_one_process_does(run: str) -> None:
         assert rank_metrics == pytest.approx(metrics, abs=0.02)
 
 
+def refused(rank: int, world: int) -> str:
+    config = CONFIG.replace(**{"batch.classes": 2, "batch.samples": 1, "loss.name": "proxy_anchor"})
+    with pytest.raises(ValueError) as error:
+        list(loop.train(config, datasets.load(config.data), device=torch.device("cpu")))
+    return str(error.value)
+
+
+def test_more_ranks_than_images_in_a_batch_are_refused() -> None:
+    message = "3 workers cannot share a batch of 2 images (batch.classes 2 x batch.samples 1)"
+    assert all(said.startswith(message) for said in ranks.run(3, refused))
+
+
 def weights_in_double(run: str) -> dict[str, Tensor]:
     """All parameters after 20 steps in float64, without statistics of a batch.
 
