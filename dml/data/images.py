@@ -18,8 +18,8 @@ from torch.nn import functional
 from dml import draws
 from dml.config import DataConfig
 
-# Raster formats only: Pillow would hand others (EPS) to an outside program.
-FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+# Raster formats only: Pillow would hand others (EPS) to an outside program. No ICO: it is decoded as it is opened.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 
 Images = Tensor | Iterable[Tensor]
 """One uint8 batch (B, c, H, W), or uint8 images (c, H, W) of any sizes, gone through once."""
@@ -30,6 +30,8 @@ _CROP_AREA, _CROP_RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 _RESIZE = 256 / 224  # shorter side before the centre crop, relative to the crop
 _ORIENTATION = 0x0112  # EXIF
 _MOST_PIXELS = 2**26  # of a JPEG; what is larger is left to Pillow, which refuses what would fill the memory
+_MOST_SCANS = 100  # of a progressive JPEG: encoders write ten, and each goes through all pixels
+_NEAREST = [round(value / 257) for value in range(2**16)]  # 8 bits of each 16
 
 
 class ImageError(ValueError):
@@ -113,12 +115,13 @@ def decode(source: Path | bytes, channels: int, *, max_pixels: int | None = None
     size, from its coefficients of low frequency alone.
 
     Raises:
-        ImageError: no image, an unknown format, a truncated file, or more than max_pixels.
+        ImageError: no image, an unknown format, a truncated file, more than max_pixels, or a JPEG of too many scans.
     """
     try:
         data = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
         raise ImageError(_reason(error)) from error
+    _check_scans(data)
     pixels = _decode_jpeg(data, channels, max_pixels or _MOST_PIXELS, enough)
     if pixels is not None:
         return pixels
@@ -193,6 +196,13 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def _check_scans(data: bytes) -> None:
+    # What lies within or behind the picture, as a phone's video does, has the marker by chance once in 64 KiB.
+    scans, most = data.count(b"\xff\xda"), _MOST_SCANS + len(data) // 2**15
+    if scans > most and data.startswith(b"\xff\xd8"):
+        raise ImageError(f"a JPEG of {scans:,} scans; at most {most:,} are decoded")
+
+
 def _decode_jpeg(data: bytes, channels: int, max_pixels: int, enough: int | None) -> Tensor | None:
     """A JPEG, by the fastest decoder that was found (benchmarks/loader.py); None for what is left to Pillow."""
     if not data.startswith(b"\xff\xd8"):
@@ -234,22 +244,24 @@ def _channels_first(pixels_HWC: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(np.asarray(image)))
+    if image.mode == "F":
+        return Image.fromarray(_eight_bits(np.array(image)))
+    if image.mode.startswith("I"):
+        # Pillow opens 16-bit files in a 32-bit mode too, where only the values tell the depth.
+        deep = image.mode != "I" or image.getextrema()[1] > 255  # type: ignore[operator]  # of one band
+        return image.convert("I").point(_NEAREST, "L") if deep else image.convert("L")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image
 
 
-def _eight_bits(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    floats = np.nan_to_num(values.astype(np.float64))
-    if np.issubdtype(values.dtype, np.floating):
-        scale = 255.0 if floats.max() <= 1.0 else 1.0
-    else:
-        # Pillow opens 16-bit files in a 32-bit mode too, where only the values tell the depth.
-        scale = 1 / 257 if values.dtype.itemsize == 2 or floats.max() > 255 else 1.0
-    return np.clip(np.rint(floats * scale), 0, 255).astype(np.uint8)
+def _eight_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """In place: of an image as large as may be, a second copy counts."""
+    np.nan_to_num(values, copy=False)
+    if values.max() <= 1:
+        values *= 255
+    return np.clip(np.rint(values, out=values), 0, 255, out=values).astype(np.uint8)
 
 
 def _fit(images: Images, config: DataConfig) -> Tensor:

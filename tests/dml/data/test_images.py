@@ -50,6 +50,21 @@ def test_16_bit_grayscale_keeps_its_range() -> None:
     assert decode(encoded(Image.fromarray(values), "TIFF"), 3)[2].tolist() == [[0, 1, 128, 255]]
 
 
+@pytest.mark.parametrize(
+    ("kind", "mode", "order"),
+    [("PNG", "I;16", "<u2"), ("TIFF", "I;16", "<u2"), ("TIFF", "I;16B", ">u2"), ("PPM", "I", "i4")],
+)
+def test_every_16_bit_value_becomes_the_nearest_of_8_bits(kind: str, mode: str, order: str) -> None:
+    values = np.arange(65_536)
+    data = encoded(Image.frombytes(mode, (256, 256), values.astype(order).tobytes()), kind)
+    assert np.array_equal(decode(data, 1).flatten(), np.rint(values / 257))
+
+
+def test_32_bit_integers_within_8_bits_stay_as_they_are() -> None:
+    data = encoded(Image.fromarray(np.array([[-5, 0, 99, 255]], np.int32)), "TIFF")
+    assert decode(data, 1).tolist() == [[[0, 0, 99, 255]]]
+
+
 def test_float_images_are_taken_as_shares_or_as_bytes() -> None:
     assert decode(encoded(Image.fromarray(np.array([[0, 0.5, 1]], np.float32)), "TIFF"), 1).tolist() == [
         [[0, 128, 255]]
@@ -109,6 +124,13 @@ def test_an_orientation_is_found_behind_other_segments(photograph: Image.Image) 
     # A profile before the EXIF, which holds the marker that the pixels begin with.
     profile = b"\xff\xe2" + (2 + 40).to_bytes(2, "big") + b"\xff\xda" * 20
     assert decode(plain[:2] + profile + plain[2:], 3).shape == (3, 604, 404)
+
+
+def test_what_lies_behind_a_jpeg_is_not_counted_as_its_scans(photograph: Image.Image) -> None:
+    data = encoded(photograph, "JPEG", progressive=True)
+    video = np.random.default_rng(0).bytes(10_000_000)  # in which a scan's marker comes by chance
+    assert video.count(b"\xff\xda") > 100
+    assert torch.equal(decode(data + video, 3), decode(data, 3))
 
 
 @pytest.mark.parametrize(("enough", "shape"), [(202, (3, 202, 302)), (203, (3, 404, 604)), (100, (3, 101, 151))])
