@@ -22,7 +22,7 @@ CALLBACK = "serve.gate.middlewares"
 LIMITS = "ONETHRESHOLD_LIMITS"
 """Environment variable: limits of the proxy's gate that differ from the defaults, as JSON."""
 OPEN = ("/", "/healthz", "/readyz", "/docs", "/openapi.json", "/-/healthz")
-"""Paths that need no key: probes, and what shows or describes the service and holds no data."""
+"""Paths that need no key: probes, and what shows or describes the service and holds no data. Bodies are not read."""
 ASSETS = ("/page/", "/docs/")
 """What the pages at / and /docs are made of; open as well."""
 IMAGES = b"x-onethreshold-images"
@@ -92,17 +92,20 @@ class Gate:
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send, record: access.Record) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        if not _open(record.path):
+        # What needs no key takes nothing from those who have one: it is not counted, and its body is not read.
+        counted = not _open(record.path)
+        if counted:
             record.key = self._name(scope, headers)
             self._rates.admit(record.key)
             if self._requests >= self.limits.requests_under_way:
                 raise overloaded(f"{self._requests} requests are under way")
         answer = _Answer(send, record, self.proxy and not record.path.startswith("/-/"))
-        body: bytes | None = None
-        self._requests += 1
+        body = None if counted else b""
+        self._requests += counted
         try:
             async with asyncio.timeout(self.limits.seconds) as deadline:
-                body = await self._body(headers, receive, record)
+                if body is None:
+                    body = await self._body(headers, receive, record)
                 if body is None:
                     return
                 # Serve's proxy swallows the cancellation at the deadline, so that it is asked for below.
@@ -114,7 +117,7 @@ class Gate:
             if not deadline.expired():
                 raise
         finally:
-            self._requests -= 1
+            self._requests -= counted
             self._bytes -= record.bytes
             self._rates.draw_images(record.key, record.images)
             record.route = getattr(scope.get("route"), "path", "other")
@@ -241,8 +244,9 @@ class _Replay:
 
     async def receive(self) -> Message:
         if self._body is None:
-            message = await self._receive()
-            self.left = message["type"] == "http.disconnect"
+            while (message := await self._receive())["type"] == "http.request":
+                pass  # of a body that is not read
+            self.left = True
             return message
         body, self._body = self._body, None
         return {"type": "http.request", "body": body, "more_body": False}

@@ -126,6 +126,36 @@ def test_probes_and_the_pages_need_no_key(path: str) -> None:
     assert ask(Gate(answering(), Limits(), KNOWN), path=path, client="10.0.0.9", chunks=[b"!"]).status == 200
 
 
+def test_what_needs_no_key_takes_nothing_from_those_who_have_one() -> None:
+    door = Gate(answering(), Limits(requests_under_way=1, bytes_under_way=1000, requests_per_second=1), KNOWN)
+
+    async def without_and_with() -> None:
+        crowd = [Exchange(path=path, chunks=[b"x" * 1000] * 9) for path in ("/", "/healthz", "/docs", "/page/x") * 9]
+        for asked in await asyncio.gather(*(one.through(door) for one in crowd)):
+            assert (asked.status, asked.sent[1]["body"], asked.read) == (200, b"0", 0), "its body is not read"
+        released = asyncio.Event()
+        slow = Gate(answering(then=released.wait), door.limits, KNOWN)  # type: ignore[arg-type]
+        waiting = [asyncio.create_task(Exchange(path="/readyz", chunks=[b"x"]).through(slow)) for _ in range(9)]
+        keyed = Exchange(headers={"Authorization": f"Bearer {KEY}"}, chunks=[b"x" * 999 + b"!"])
+        answered = asyncio.create_task(keyed.through(slow))
+        await asyncio.sleep(0.01)
+        assert not any(task.done() for task in [answered, *waiting])
+        released.set()
+        assert (await answered).status == 200
+        assert {asked.status for asked in await asyncio.gather(*waiting)} == {200}
+
+    asyncio.run(without_and_with())
+
+
+def test_a_body_that_is_not_read_is_kept_from_the_app_too() -> None:
+    async def waits_for_the_end(scope: Scope, receive: Receive, send: Send) -> None:
+        assert await receive() == {"type": "http.request", "body": b"", "more_body": False}
+        assert (await receive())["type"] == "http.disconnect"
+
+    asked = ask(Gate(waits_for_the_end, Limits(), KNOWN), path="/healthz", chunks=[b"x" * 1000] * 9)
+    assert (asked.read, asked.sent) == (9000, []), "read, and let go"
+
+
 @pytest.mark.parametrize("path", ["/v1/models", "/page", "/healthz/", "//", "/v1/embeddings", "/-/routes"])
 def test_all_else_does(path: str) -> None:
     assert ask(Gate(never, Limits(), KNOWN), path=path).status == 401
@@ -199,8 +229,11 @@ def test_requests_and_bytes_under_way_are_bounded() -> None:
         await asyncio.sleep(0.01)
         many = await Exchange(chunks=[b"!"]).through(door)
         assert (many.status, many.read) == (503, 0)
-        assert (await Exchange(path="/healthz", chunks=[]).through(door)).sent == [], "probes are let in"
+        probe = asyncio.create_task(Exchange(path="/healthz").through(door))
+        await asyncio.sleep(0.01)
+        assert not probe.done(), "probes are let in"
         released.set()
+        assert (await probe).status == 200
         assert [asked.status for asked in await asyncio.gather(*under_way)] == [200] * 3
         assert (await Exchange(chunks=[b"!"]).through(door)).status == 200
 
