@@ -9,7 +9,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -112,11 +112,14 @@ class Backlog:
     Args:
         limits: `wait_seconds`, beyond which a request is refused; as many images as one request may carry are let in
             whatever the rate.
+        clock: seconds.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.perf_counter) -> None:
         self._limits = limits
+        self._clock = clock
         self._pending = 0
+        self._done = 0
         self._rate = 0.0
 
     @contextmanager
@@ -131,11 +134,13 @@ class Backlog:
             wait = before / self._rate if self._rate else self._limits.wait_seconds
             raise overloaded(f"{before} images would have to be embedded first", retry_after=min(wait, 60))
         self._pending += images
-        began = time.perf_counter()
+        began, done = self._clock(), self._done
         try:
             yield
-            # Those before it and its own in this time. Up at once and down slowly: a lull is no slowness.
-            rate = (before + images) / max(time.perf_counter() - began, 1e-6)
-            self._rate = max(rate, 0.9 * self._rate + 0.1 * rate)
+            self._done += images
+            if images:  # one without waits for none, and would say that all were embedded at once
+                # Those before it and its own in this time. Up at once and down slowly: a lull is no slowness.
+                rate = (self._done - done) / max(self._clock() - began, 1e-6)
+                self._rate = max(rate, 0.9 * self._rate + 0.1 * rate)
         finally:
             self._pending -= images

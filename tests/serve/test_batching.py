@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import numpy.typing as npt
@@ -122,6 +123,60 @@ def test_a_backlog_that_would_take_too_long_is_refused() -> None:
         pass
     with generous.admitted(5), generous.admitted(5), generous.admitted(5):
         pass
+
+
+class Paced:
+    """A backlog of half a second, through which 64 images have gone at 100 a second; requests enter and leave it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.backlog = Backlog(Limits(images=64, wait_seconds=0.5), lambda: self.now)
+        with self.enter(64):
+            self.now += 0.64
+
+    def enter(self, images: int) -> ExitStack:
+        request = ExitStack()
+        request.enter_context(self.backlog.admitted(images))
+        return request
+
+    def refuses(self, images: int) -> bool:
+        """Whether one waits too long behind so many."""
+        with self.enter(images):
+            try:
+                self.enter(1).close()
+            except ApiError:
+                return True
+        return False
+
+
+def test_requests_without_images_say_nothing_of_the_pace() -> None:
+    paced = Paced()
+    with paced.enter(64):
+        for _ in range(9):
+            with paced.enter(0):
+                paced.now += 0.001
+        assert paced.refuses(1)
+
+
+def test_images_that_were_refused_are_not_of_the_pace() -> None:
+    paced = Paced()
+    refused = paced.enter(64)
+    with paced.enter(1):
+        with pytest.raises(ValueError, match="bad"), refused:
+            raise ValueError("bad")
+        paced.now += 0.1
+    assert paced.refuses(65)
+
+
+@pytest.mark.parametrize(("images", "too_many"), [(300, False), (350, True)])
+def test_images_that_others_had_embedded_meanwhile_are(images: int, too_many: bool) -> None:
+    paced = Paced()
+    before = paced.enter(64)
+    paced.now += 0.6
+    with paced.enter(1):
+        before.close()
+        paced.now += 0.1
+    assert paced.refuses(images) == too_many, "65 in a tenth of a second"
 
 
 def test_a_request_that_fails_leaves_nothing_in_the_backlog() -> None:
