@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from dml.data.images import media_type
+from serve import bodies
 from serve import schemas as shared
 from serve.calibration import decide
 from serve.engine import Engine
@@ -40,11 +41,13 @@ def routes(engine: Engine, galleries: "Asked | None", limits: GalleryLimits | No
     """
     if galleries is None:
         return _without()
-    router = APIRouter()
     limits = limits or GalleryLimits()
     background = Background(engine, galleries)
+    router = APIRouter(route_class=bodies.counted(lambda: bodies.most_values(engine.limits)))
     _add_gallery_routes(router, galleries, background, engine)
-    _add_item_routes(router, engine, galleries, limits, background)
+    items = APIRouter(route_class=bodies.counted(lambda: _most_values(engine, limits)))
+    _add_item_routes(items, engine, galleries, limits, background)
+    router.include_router(items)
 
     @router.post("/v1/search", responses=shared.errors(400, 404, 409, 413, 415, 422))
     async def search(wanted: schemas.SearchRequest) -> schemas.SearchAnswer:
@@ -90,7 +93,7 @@ def _add_gallery_routes(router: APIRouter, galleries: "Asked", background: Backg
 
     @router.put(
         _GALLERY,
-        responses={201: {"model": schemas.Gallery}, **shared.errors(400, 409, 415, 422)},
+        responses={201: {"model": schemas.Gallery}, **shared.errors(400, 409, 413, 415, 422)},
     )
     async def create_gallery(
         name: str, response: Response, wanted: schemas.GalleryRequest | None = None
@@ -186,6 +189,13 @@ async def _embedded(engine: Engine, model: Embedder, wanted: Sequence[schemas.Ne
         Item(each.id, row, None if each.metadata is None else text_of(each.metadata), file)
         for each, row, file in zip(wanted, rows, files, strict=True)
     ]
+
+
+def _most_values(engine: Engine, limits: GalleryLimits) -> int:
+    # Items of embeddings, with metadata of 32 bytes a value in the mean.
+    return bodies.most_values(engine.limits) + limits.items_a_request * (
+        engine.model().dim + limits.metadata_bytes // 32
+    )
 
 
 def _check(items: Sequence[schemas.NewItem], limits: GalleryLimits) -> None:

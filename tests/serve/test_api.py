@@ -221,6 +221,19 @@ def test_a_body_that_cannot_be_read_is_refused(
     assert answer.status_code == status
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/verify"])
+def test_json_of_too_many_values_is_refused_unparsed(client: TestClient, path: str) -> None:
+    kind = {"Content-Type": "application/json"}
+    for body in (b'{"a":[' + b"0," * 33_000, b'{"input":["",' + b'"",' * 33_000):
+        answer = client.post(path, content=body, headers=kind)
+        assert (answer.status_code, error(answer)["code"]) == (413, "too_many_values"), answer.text
+        assert "; at most 32,780 values" in error(answer)["message"]
+    longest = [0] * 16_384
+    answer = client.post("/v1/verify", json={"a": longest, "b": longest, "far": 0.01})
+    assert "too_many_values" not in answer.text
+    assert client.post(path, content=b"{" + b"," * 1000, headers=kind).status_code == 400
+
+
 def test_unknown_paths_and_methods_have_the_same_shape(client: TestClient) -> None:
     for answer, status in ((client.get("/v1/nothing"), 404), (client.get("/v1/embeddings"), 405)):
         assert answer.status_code == status

@@ -85,6 +85,21 @@ def test_a_kept_image_comes_back_as_it_was_and_as_nothing_but_an_image(client: T
     assert error(client.get("/v1/galleries/none/items/red/image"))[:2] == (404, "gallery_not_found")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "most"),
+    [
+        ("PUT", "/v1/galleries/new", 32_784),
+        ("POST", "/v1/search", 32_784),
+        ("POST", "/v1/galleries/shop/items", 32_784 + 8 * (3 + 3)),
+    ],
+)
+def test_json_of_too_many_values_is_refused_unparsed(client: TestClient, method: str, path: str, most: int) -> None:
+    kind = {"Content-Type": "application/json"}
+    answer = client.request(method, path, content=b'{"a":[' + b"0," * (most + 1), headers=kind)
+    assert error(answer)[:2] == (413, "too_many_values")
+    assert client.request(method, path, content=b'{"a":[' + b"0," * most, headers=kind).status_code in (400, 422)
+
+
 def test_images_and_embeddings_are_added_and_found(client: TestClient) -> None:
     done = add(
         client,
