@@ -90,7 +90,7 @@ def large_picture() -> bytes:
 
 
 def test_ten_times_too_much_is_refused_and_then_all_is_well(tmp_path: Path) -> None:
-    seconds, connections = 20, 100
+    seconds, connections = 60, 100
     key, line = keys.new("crowd")
     (tmp_path / "keys").write_text(line)
     folder = write_checkpoint(tmp_path / "mine", seed=0)
