@@ -24,9 +24,11 @@ class Counting(MeanColour):
 
     def __init__(self) -> None:
         self.batches: list[list[float]] = []
+        self.taken = threading.Event()
         self.free = threading.Event()
 
     def embed(self, inputs: Sequence[Tensor]) -> npt.NDArray[np.float32]:
+        self.taken.set()
         assert self.free.wait(20)
         numbers = [float(one) for one in inputs]
         self.batches.append(numbers)
@@ -42,7 +44,7 @@ async def _run(
     tasks = []
     for model, numbers in jobs:
         tasks.append(asyncio.create_task(batcher.embed(model, [torch.tensor(number) for number in numbers])))
-        await asyncio.sleep(0.02)
+        assert await asyncio.to_thread(jobs[0][0].taken.wait, 20)
     for index in cancelled:
         tasks[index].cancel()
     await asyncio.sleep(0.02)
