@@ -17,7 +17,9 @@ import rich.table
 import tyro
 
 from cluster import session
+from cluster.delivery import reason
 from cluster.failures import TrainingError
+from cluster.outbox import OutboxInUse
 from cluster.tracking import TrackingError
 from dml import encoders, loop, losses, recipes
 from dml.config import Config
@@ -108,7 +110,10 @@ def value_of(argv: Sequence[str], option: str) -> str:
         SystemExit: 2, after one line on stderr, when it has no value.
     """
     with one_line_errors(status=2):
-        return _take(list(argv), option, "")
+        value = _take(list(argv), option, "")
+        if not value and any(word.split("=")[0] == option for word in argv):
+            raise ValueError(f"{option} needs a value")
+    return value
 
 
 def without(argv: Sequence[str], option: str) -> list[str]:
@@ -146,9 +151,13 @@ def one_line_errors(status: int = 1) -> Iterator[None]:
         field = ".".join(part for part in path if part)
         shown = f" (got {first['input']!r})" if first["loc"] else ""
         _stop(f"{field}{': ' if field else ''}{first['msg'].removeprefix('Value error, ')}{shown}", status)
-    except (ValueError, KeyError, FileNotFoundError, TrainingError, TrackingError) as error:
+    except (ValueError, KeyError, FileNotFoundError, TrainingError, TrackingError, OutboxInUse) as error:
         # The text of a KeyError is in quotes.
         _stop(str(error.args[0] if isinstance(error, KeyError) and error.args else error), status)
+    except Exception as error:
+        if type(error).__module__ != "mlflow.exceptions":
+            raise
+        _stop(f"MLflow: {reason(error)}", status)
 
 
 def warn(text: str) -> None:

@@ -115,7 +115,7 @@ def flush(folder: Path) -> int:
 
 def without_password(uri: str) -> str:
     """A tracking URI as it may be printed and written down."""
-    return re.sub(r"//[^/@\s]*@", "//", uri)
+    return re.sub(r"//[^/\s]*@", "//", uri)
 
 
 def _uri_of(outbox: Path) -> str:

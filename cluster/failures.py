@@ -73,9 +73,8 @@ class Retries(ray.train.UserCallback):
             raise TrainingError(
                 f"ranks {ranks} were lost, {self.in_a_row} times in a row without a checkpoint in between: {reason}"
             )
-        if self._run_id:
-            lost = f"ranks {ranks} were lost ({reason}); the training goes on from its newest checkpoint"
-            messages.post(self._run_id, {"warning": lost})
+        lost = f"ranks {ranks} were lost ({reason}); the training goes on from its newest checkpoint"
+        messages.post(self._run_id, {"warning": lost})
 
 
 def _last_line(error: Exception) -> str:

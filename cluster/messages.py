@@ -5,6 +5,7 @@ no process of their own, and work from any node.
 """
 
 import json
+import logging
 import time
 from typing import Any, TypeAlias
 
@@ -12,11 +13,17 @@ from ray.experimental import internal_kv
 
 Message: TypeAlias = dict[str, Any]
 
+log = logging.getLogger(__name__)
+
 _NAMESPACE = "onethreshold"
 
 
 def post(run_id: str, message: Message) -> None:
-    """Leaves a message for the driver of a run."""
+    """Leaves a message for the driver of a run; without an id there is none that asks, and warnings are logged."""
+    if not run_id:
+        if "warning" in message:
+            log.warning(message["warning"])
+        return
     internal_kv._internal_kv_put(f"{run_id}/{time.time_ns()}", json.dumps(message), namespace=_NAMESPACE)
 
 

@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
@@ -156,10 +157,19 @@ def send(outbox: Outbox, deliver: Deliver) -> int:
 
 def waiting(folder: Path) -> Iterator[Path]:
     """The outboxes under a folder that hold records which have not arrived, oldest first."""
-    found = [path.parent for path in folder.glob("*/records.jsonl")]
-    for outbox in sorted(found, key=lambda path: (path / "records.jsonl").stat().st_mtime):
-        if _number(outbox / "sent") < _complete(outbox / "records.jsonl"):
-            yield outbox
+    changed = {}
+    for path in folder.glob("*/records.jsonl"):
+        with suppress(FileNotFoundError):  # another run's, all of which arrived meanwhile
+            changed[path.parent] = path.stat().st_mtime
+    yield from filter(holds, sorted(changed, key=changed.__getitem__))
+
+
+def holds(outbox: Path) -> bool:
+    """Whether an outbox holds records which have not arrived; there is none once all have."""
+    try:
+        return _number(outbox / "sent") < _complete(outbox / "records.jsonl")
+    except FileNotFoundError:
+        return False
 
 
 def _lock(path: Path, wait: float) -> Any:

@@ -15,7 +15,7 @@ import rich.progress
 from cluster import command_line, messages
 from cluster.delivery import without_password
 from cluster.messages import Message
-from cluster.outbox import waiting
+from cluster.outbox import holds
 from cluster.periodically import periodically
 from cluster.tracking import Run
 from dml.config import Config
@@ -34,7 +34,7 @@ class Poster:
     """On the first rank: tells the driver how far the loop is, some times a second at most.
 
     Args:
-        run_id: whose driver.
+        run_id: whose driver; empty tells nobody.
         config: of the training.
     """
 
@@ -58,7 +58,7 @@ class Poster:
 
     def unsent(self, run: Run) -> None:
         """Tells the driver where records lie that have not reached MLflow: it may not see this node's disk."""
-        if run.unsent in waiting(run.unsent.parent):
+        if holds(run.unsent):
             messages.post(self._run_id, {"unsent": str(run.unsent), "host": platform.node()})
 
     def _place(self, event: Event, now: float) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster import tracking
+from cluster import delivery, tracking
 from dml import checkpoint
 
 if TYPE_CHECKING:
@@ -336,9 +336,7 @@ def _remember(name: str, alias: str, past: Sequence[int]) -> None:
 
 
 def _client() -> "MlflowClient":
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking.connect())
+    return delivery.client_of(tracking.connect())
 
 
 def _tag(metric: str) -> str:

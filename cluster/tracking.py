@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from cluster import delivery, environment
 from cluster.delivery import Delivery, client_of, reason, without_password
-from cluster.outbox import Outbox, Sender, waiting
+from cluster.outbox import Outbox, OutboxInUse, Sender, holds, waiting
 from cluster.writer import Writer
 
 EXPERIMENT = "onethreshold"
@@ -145,13 +145,15 @@ class Store:
         from mlflow.entities import Param
 
         client = client_of(self.uri)
-        if key:
-            for found in client.search_runs([self.experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1):
-                client.update_run(found.info.run_id, status="RUNNING")
-                return Run(self.uri, found.info.run_id, self.outbox, found.info.start_time)
-        created = client.create_run(self.experiment, run_name=name, tags=dict(tags)).info
-        client.log_batch(created.run_id, params=[Param(name, str(value)) for name, value in params.items()])
-        return Run(self.uri, created.run_id, self.outbox, created.start_time)
+        same = f"tags.`{KEY_TAG}` = '{key}'"
+        found = client.search_runs([self.experiment], same, max_results=1) if key else []
+        if found:
+            client.update_run(found[0].info.run_id, status="RUNNING")
+        run = found[0] if found else client.create_run(self.experiment, run_name=name, tags=dict(tags))
+        # Also of one that was found: the server may have gone away between making it and this.
+        missing = [Param(name, str(value)) for name, value in params.items() if name not in run.data.params]
+        client.log_batch(run.info.run_id, params=missing)
+        return Run(self.uri, run.info.run_id, self.outbox, run.info.start_time)
 
     def find(self, run_id: str) -> "Found | None":
         """A run by its id, of whatever experiment; None when there is none.
@@ -183,17 +185,27 @@ class Store:
             return json.loads(Path(client.download_artifacts(run_id, name, scratch)).read_text())
 
     def end_children(self, parent: str) -> int:
-        """Ends as KILLED every run of a search that is still RUNNING; returns how many there were."""
+        """Ends as KILLED every run of a search that is still RUNNING; returns how many there were.
+
+        Raises:
+            TrackingError: the server does not answer, or refuses.
+        """
         client = client_of(self.uri)
         running = f"tags.`{PARENT_TAG}` = '{parent}' and attributes.status = 'RUNNING'"
-        left = client.search_runs([self.experiment], running)
-        for run in left:
-            client.set_terminated(run.info.run_id, status="KILLED")
+        with one_line(self.uri):
+            left = client.search_runs([self.experiment], running)
+            for run in left:
+                client.set_terminated(run.info.run_id, status="KILLED")
         return len(left)
 
     def tag(self, run_id: str, name: str) -> str:
-        """A tag of a run; empty where it has none of this name."""
-        return str(client_of(self.uri).get_run(run_id).data.tags.get(name, ""))
+        """A tag of a run; empty where it has none of this name.
+
+        Raises:
+            TrackingError: the server does not answer, or refuses.
+        """
+        with one_line(self.uri):
+            return str(client_of(self.uri).get_run(run_id).data.tags.get(name, ""))
 
     def tag_children(self, parent: str, tags: Mapping[str, Mapping[str, str]]) -> None:
         """Sets tags of the runs of a search.
@@ -201,19 +213,23 @@ class Store:
         Args:
             parent: run id of the search.
             tags: by the key that a run was started with; runs of other keys are left as they are.
+
+        Raises:
+            TrackingError: the server does not answer, or refuses.
         """
         from mlflow.entities import RunTag
 
-        client, token = client_of(self.uri), None
-        while True:
-            page = client.search_runs([self.experiment], f"tags.`{PARENT_TAG}` = '{parent}'", page_token=token)
-            for run in page:
-                wanted = tags.get(run.data.tags.get(KEY_TAG, ""), {})
-                if not wanted.items() <= run.data.tags.items():
-                    client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in wanted.items()])
-            token = page.token
-            if not token:
-                return
+        client, token, children = client_of(self.uri), None, f"tags.`{PARENT_TAG}` = '{parent}'"
+        with one_line(self.uri):
+            while True:
+                page = client.search_runs([self.experiment], children, page_token=token)
+                for run in page:
+                    wanted = tags.get(run.data.tags.get(KEY_TAG, ""), {})
+                    if not wanted.items() <= run.data.tags.items():
+                        client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in wanted.items()])
+                token = page.token
+                if not token:
+                    return
 
 
 @dataclass(frozen=True)
@@ -260,6 +276,8 @@ class Run:
         """Ends the run with the block: FINISHED; FAILED after an error, kept in a tag; KILLED when stopped."""
         try:
             yield self
+        except OutboxInUse:
+            raise  # it is another process's
         except BaseException as error:
             with self.writing() as record:
                 record.tags({"error": f"{type(error).__name__}: {error}"[:5000]})
@@ -285,7 +303,7 @@ class Found:
 
 def unsent_warning(folder: Path) -> str:
     """Says where records lie that have not arrived, and how to send them; empty when there are none."""
-    if folder not in waiting(folder.parent):
+    if not holds(folder):
         return ""
     where = "" if folder.parent == runs_dir() / "outbox" else f" --outbox {folder.parent}"
     uri = (folder / "uri").read_text() if (folder / "uri").is_file() else "the MLflow server"
@@ -339,7 +357,7 @@ def _show(host: str, port: int) -> None:
     if uri.startswith(("http://", "https://")):
         print(f"MLFLOW_TRACKING_URI is a server: open {without_password(uri)} in a browser")
         return
-    print(f"MLflow UI of {uri} at http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+    print(f"MLflow UI of {without_password(uri)} at http://{host}:{port}  (Ctrl-C ends it)", flush=True)
     server = ["-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
     os.execv(sys.executable, [sys.executable, *server])  # noqa: S606  # no shell, and Ctrl-C reaches it
 

@@ -50,6 +50,7 @@ def fit(
     folder: RunFolder,
     *,
     callbacks: Sequence[ray.train.UserCallback] = (),
+    followed: bool = False,
 ) -> Trained:
     """Trains over Ray workers, DDP by NCCL on GPUs and gloo on CPUs, and goes on from what is in the folder.
 
@@ -60,14 +61,17 @@ def fit(
         resources: how many workers, with what each.
         folder: where its checkpoints are and will be.
         callbacks: Ray Train's user callbacks.
+        followed: the workers tell how far they are, for `cluster.progress.Progress.following`, which must be open:
+            else nobody would take their messages out of Ray's control store.
 
     Raises:
         TrainingError: it cannot go on; the message carries a rank and its error.
     """
     assert job.run is not None
+    listener = job.run.run_id if followed else ""
     trainer = TorchTrainer(
         cast(Any, _worker),  # typed as one that returns nothing
-        train_loop_config={"job": job, "folder": folder},
+        train_loop_config={"job": job, "folder": folder, "listener": listener},
         scaling_config=resources.scaling(),
         torch_config=resources.backend(),
         run_config=ray.train.RunConfig(
@@ -78,7 +82,7 @@ def fit(
             ),
             failure_config=ray.train.FailureConfig(max_failures=-1),  # Retries says when it is enough
             # Typed as the callbacks of Ray's first Train API.
-            callbacks=cast(Any, [*callbacks, Retries(run_id=job.run.run_id)]),
+            callbacks=cast(Any, [*callbacks, Retries(run_id=listener)]),
         ),
     )
     return Trained(cast(Any, finish(trainer)).return_value, folder.best())
@@ -115,9 +119,10 @@ def _worker(settings: dict[str, Any]) -> dict[str, float | str]:
     group = ray.util.get_current_placement_group()
     place = {} if group is None else {PLACEMENT_GROUP: group.id.hex()}
     assert job.run is not None
-    poster = Poster(job.run.run_id, job.config)
+    listener: str = settings["listener"]
+    poster = Poster(listener, job.config)
     try:
-        resume = _newest(settings["folder"], me, job.run.run_id)
+        resume = _newest(settings["folder"], me, listener)
         return work(job, report, device=session.use_rank_device(), seen=poster, resume=resume, every=True)
     except Exception as error:
         raise as_training_error(me, error) from error
@@ -126,12 +131,12 @@ def _worker(settings: dict[str, Any]) -> dict[str, float | str]:
             poster.unsent(job.run)
 
 
-def _newest(folder: RunFolder, me: int, run_id: str) -> State | None:
+def _newest(folder: RunFolder, me: int, listener: str) -> State | None:
     """The state that the first rank finds newest, on every rank."""
     if me == 0:
         found = folder.newest()
         for problem in found.unusable:
-            messages.post(run_id, {"warning": f"{problem}; the checkpoint before it is used"})
+            messages.post(listener, {"warning": f"{problem}; the checkpoint before it is used"})
         broadcast_from_rank_zero(found.name)
         return found.state
     name = broadcast_from_rank_zero("")
@@ -174,6 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     resumed = command_line.value_of(words, "--resume")
     options = command_line.parse(Options, words) if not resumed else _resumed(words, resumed)
+    with command_line.one_line_errors(status=2):
+        storage = session.kept_storage(options.storage)
     splits = command_line.preflight(options.config, options.workers)
     shown = progress.Progress(options.config, quiet=options.quiet)
     import_ahead()
@@ -185,14 +192,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.gpus_per_worker,
             resize_seconds=options.resize_seconds,
         )
-        shared_storage.check(session.storage(options.storage))
-        folder, job = _begin(options) if not resumed else _go_on(options)
+        shared_storage.check(storage)
+        folder, job = _begin(options, storage) if not resumed else _go_on(options, storage)
         shown.begin(folder.name, splits, resources.counts)
         try:
             with tracked(job, patience=0) as job:
                 assert job.run is not None
                 with shown.following(job.run.run_id):
-                    trained = fit(job, resources, folder)
+                    trained = fit(job, resources, folder, followed=True)
                     if trained.checkpoint:
                         measure.keep_best(job.run, trained.checkpoint, resources, figures=options.figures)
         except (KeyboardInterrupt, SystemExit):  # the latter is how Ray Train answers Ctrl-C
@@ -210,17 +217,17 @@ def _say(options: Options, line: str) -> None:
         print(line, flush=True)
 
 
-def _job(options: Options, name: str, key: str) -> Job:
-    store = Store.open(session.storage(options.storage) if options.storage else "")
+def _job(options: Options, storage: str, name: str, key: str) -> Job:
+    store = Store.open(storage if options.storage else "")
     return Job(options.config, name, store, key=key, tags={"kind": "train"})
 
 
-def _begin(options: Options) -> tuple[RunFolder, Job]:
+def _begin(options: Options, storage: str) -> tuple[RunFolder, Job]:
     """A new run, with its record."""
     name = command_line.run_name(options.name, options.config.data.dataset)
-    folder = RunFolder(session.storage(options.storage), name)
+    folder = RunFolder(storage, name)
     key = f"{name}/{uuid.uuid4().hex}"
-    job = _job(options, name, key)
+    job = _job(options, storage, name, key)
     if options.init:
         job = _warm(job, options.init)
     asked = {field: getattr(options, field) for field in _RESOURCES}
@@ -240,17 +247,16 @@ def _warm(job: Job, init: str) -> Job:
 
 def _resumed(words: Sequence[str], name: str) -> Options:
     """The options of a run that goes on; what is given beside --resume must be what it began with."""
-    storage = session.storage(command_line.value_of(words, "--storage"))
     with command_line.one_line_errors(status=2):
-        record = RunFolder(storage, name).record()
+        record = RunFolder(session.storage(command_line.value_of(words, "--storage")), name).record()
         return command_line.goes_on(Options(record.config, **record.resources), words, "run")
 
 
-def _go_on(options: Options) -> tuple[RunFolder, Job]:
+def _go_on(options: Options, storage: str) -> tuple[RunFolder, Job]:
     """The run as it was left, told to whoever resumes it."""
-    folder = RunFolder(session.storage(options.storage), options.resume)
+    folder = RunFolder(storage, options.resume)
     record = folder.record()
-    job = _job(options, options.resume, record.key)
+    job = _job(options, storage, options.resume, record.key)
     why = folder.mend()
     if why:
         command_line.warn(f"Ray Train's list of checkpoints is set aside: {why}")

@@ -6,6 +6,7 @@ Every trial trains one encoder; trial 0 is the baseline without TCM. The winner 
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from statistics import median
@@ -14,8 +15,9 @@ from typing import NoReturn
 import ray.tune
 
 from cluster import command_line, registry, session
+from cluster.delivery import without_password
 from cluster.run_folder import Record
-from cluster.tracking import Store, one_line
+from cluster.tracking import Store, TrackingError, one_line
 from cluster.writer import Writer
 from dml import plots
 from tune import (
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _finish(options, findings, chosen, study, record)
             folder.end({"trials": len(outcomes)})
     print(f"total {time.perf_counter() - began:.0f} s; {_overhead()}")
-    print(f"browse it:  make ui      (mlflow ui --backend-store-uri {store.uri})")
+    print(f"browse it:  make ui      (mlflow ui --backend-store-uri {without_password(store.uri)})")
     print("serve it:   make serve   (python -m serve.app)")
     return 0
 
@@ -271,11 +273,12 @@ def _state(outcome: Outcome, chosen: Outcome) -> str:
 
 def _stop(outcomes: Sequence[Outcome], options: Options, study: Study) -> NoReturn:
     """Says how to go on after Ctrl-C, and leaves no run behind that looks alive."""
-    study.store.end_children(study.parent)
     done = sum(outcome.state != "unfinished" for outcome in outcomes)
     where = f" --storage {options.storage}" if options.storage else ""
     print(f"\ninterrupted: {done} of {options.trials} trials are done and kept. Go on with:")
     print(f"  python -m tune.search --resume {study.name}{where}", flush=True)
+    with suppress(TrackingError):  # whoever goes on ends them
+        study.store.end_children(study.parent)
     raise SystemExit(130)
 
 

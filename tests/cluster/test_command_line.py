@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import ray
+from mlflow.exceptions import MlflowException
 
 from cluster import command_line, train
+from cluster.outbox import OutboxInUse
 from dml import recipes
 from tune import search
 
@@ -28,6 +30,8 @@ def stopped(capsys: pytest.CaptureFixture[str], words: list[str], main: object =
     [
         (["--recipe", "glyph"], "unknown recipe 'glyph'; valid: glyphs, digits, image_folder"),
         (["--recipe"], "--recipe needs a value"),
+        (["--resume", ""], "--resume needs a value"),
+        (["--resume="], "--resume needs a value"),
         (["--budget", "huge"], "unknown budget 'huge'; valid: short, full"),
         (["--optim.lrr", "1"], "unknown option '--optim.lrr'; valid: --optim.lr, "),
         (["--loss.name", "multi_similarty"], "unknown loss 'multi_similarty'; valid: multi_similarity, "),
@@ -106,3 +110,31 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for word in ("--recipe", "glyphs", "--budget", "--trials", "--tcm.margin-pos", "Trial 0 is the baseline"):
         assert word in text
+
+
+def test_in_a_job_no_training_is_left_where_ray_throws_it_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    error = stopped(capsys, ["--recipe", "digits"])
+    assert "--storage with a URI or an absolute path" in error
+    assert "MLFLOW_TRACKING_URI in the job's environment" in error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MlflowException("https://me:p@ss@host/api: [Errno 111] Connection refused"), "MLflow: does not answer ("),
+        (MlflowException("INVALID: https://me:p@ss@host/api"), "MLflow: INVALID: https://host/api"),
+        (OutboxInUse("runs/outbox/1 is in use by a run that is alive"), "runs/outbox/1 is in use"),
+    ],
+)
+def test_what_mlflow_raises_is_one_line_without_a_password(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), command_line.one_line_errors():
+        raise error
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {line}")
+    assert "ss@" not in said

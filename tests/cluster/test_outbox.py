@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -189,3 +190,14 @@ def test_a_sender_that_is_closed_while_the_server_is_away_leaves_the_rest(tmp_pa
     box.close()
     assert server.tries == 2, "once more at the end"
     assert list(outbox.waiting(tmp_path)) == [tmp_path / "run"]
+
+
+def test_outboxes_of_other_runs_may_go_while_one_looks(tmp_path: Path) -> None:
+    for name in ("first", "second", "third"):
+        with Outbox(tmp_path / name) as box:
+            box.append({"n": 0})
+    found = outbox.waiting(tmp_path)
+    assert next(found) == tmp_path / "first"
+    shutil.rmtree(tmp_path / "second")
+    assert list(found) == [tmp_path / "third"]
+    assert not outbox.holds(tmp_path / "second")

@@ -155,3 +155,10 @@ def test_steps_that_follow_each_other_closely_are_one_message(ray_local: None) -
     (first, *more) = messages.take("steps")
     assert first == {"loss": 1.0, "step": 10, "total": 460, "left": 225.0}
     assert len(more) < 18
+
+
+def test_a_training_that_nobody_follows_leaves_no_messages(ray_local: None, caplog: pytest.LogCaptureFixture) -> None:
+    Poster("", CONFIG)(StepReport(10, {"train/loss": 1.0, "train/images_per_second": 96.0}, total=460))
+    messages.post("", {"warning": "ranks 1 were lost"})
+    assert messages.take("") == []
+    assert caplog.messages == ["ranks 1 were lost"]

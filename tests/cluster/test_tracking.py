@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from cluster import delivery, tracking
-from cluster.outbox import Outbox
+from cluster.outbox import Outbox, OutboxInUse
 from cluster.tracking import Run, Store, TrackingError
 from cluster.writer import metric_name
 
@@ -202,3 +204,37 @@ def test_flush_with_nothing_to_send_says_so(
 def test_unsent_records_wait_beside_the_checkpoints_where_there_is_a_folder_for_them(store: Store) -> None:
     assert Store.open("/shared/models").outbox == "/shared/models/outbox"
     assert Store.open("s3://bucket/models").outbox == Store.open().outbox == str(Path("runs/outbox").absolute())
+
+
+def test_a_server_that_goes_away_while_a_run_begins_has_its_settings_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as away:
+        away.setattr(MlflowClient, "log_batch", _raise(MlflowException("away")))
+        with pytest.raises(TrackingError):
+            store.start("cut", params={"optim.lr": 0.1}, tags={}, key="cut/1")
+    for _ in range(2):
+        run = store.start("cut", params={"optim.lr": 0.1}, tags={}, key="cut/1")
+    assert mlflow.get_run(run.run_id).data.params == {"optim.lr": "0.1"}
+
+
+def test_a_run_that_another_process_writes_is_left_to_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = store.start("taken", params={}, tags={})
+    waited = []
+
+    def impatient(folder: Path, wait: float) -> Outbox:
+        waited.append(wait)
+        return Outbox(folder, wait=0.0)
+
+    monkeypatch.setattr(tracking, "Outbox", impatient)
+    with Outbox(run.unsent), pytest.raises(OutboxInUse), run.closing():
+        pass
+    assert waited == [60.0]
+    assert status(run) == "RUNNING"
+
+
+def _raise(error: Exception) -> Any:
+    def raises(*_: object, **__: object) -> None:
+        raise error
+
+    return raises

@@ -11,11 +11,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
-from cluster import registry
+from cluster import messages, registry, session
 from cluster.run_folder import Record, RunFolder
+from cluster.tracking import Store
 from dml import checkpoint, recipes
 from tune import search
+from tune.options import Options
 from tune.progress import Progress
+from tune.trial import Study
 
 DIGITS = ["--recipe", "digits", "--train.epochs", "2"]
 
@@ -109,6 +112,8 @@ def test_trials_over_two_workers(here: Path, capsys: pytest.CaptureFixture[str])
     assert "alias champion" in capsys.readouterr().out
     parent, trials = runs_of("two-workers")
     assert [run.info.status for run in [parent, *trials]] == ["FINISHED"] * 3
+    for run in trials:
+        assert messages.take(run.info.run_id) == [], "nobody would take them"
 
 
 def test_a_trial_without_a_finite_loss_fails_and_the_search_goes_on(
@@ -221,3 +226,15 @@ def test_a_search_that_cannot_begin_is_refused_before_ray(
         search.main([*DIGITS, *words])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_interrupted_search_says_how_to_go_on_though_mlflow_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    config, store = recipes.digits("short"), Store("http://me:secret@127.0.0.1:9", "0", str(tmp_path))
+    study = Study("cut", config, session.Resources(), str(tmp_path), store, parent="0")
+    with pytest.raises(SystemExit) as stop:
+        search._stop([], Options(config), study)
+    assert stop.value.code == 130
+    assert "python -m tune.search --resume cut" in capsys.readouterr().out
