@@ -22,9 +22,10 @@ Slots = npt.NDArray[np.int64]
 EXACT_UP_TO = 50_000
 """Rows of a gallery that is searched exactly: beyond it that takes longer than the way to the service."""
 RECALL, RECALL_K = 0.99, 10
-"""Share of the true nearest that the inverted file must find, and how many nearest it is measured on."""
-DEEPEST = 50
-"""Neighbours asked for beyond which a search is exact: the recall was measured on few."""
+"""Share of the true nearest that the inverted file must find, and how many nearest it is measured on.
+
+A search for more is exact: beyond a row's own class all are alike, and a quarter of the lists does not find enough.
+"""
 _SPARE = 32  # candidates beyond the neighbours asked for, since 8-bit codes mix up the order of near ones
 _SAMPLE = 256  # rows that the recall is measured on
 _LISTS = 2048  # at most: with more, a million rows would take minutes to be sorted into them
@@ -121,13 +122,12 @@ class Index:
         k = min(k, self._count)
         if k == 0:
             return np.empty(0), np.empty(0, np.int64)
-        if self._report.kind == "ivf" and k <= DEEPEST:
+        slots = np.empty(0, np.int64)
+        if self._report.kind == "ivf" and k <= RECALL_K:
             slots = _candidates(self._faiss, self._ivf, query_D[None], k + _SPARE, self._report.probes)[0]
             slots = slots[slots >= 0]
-        elif self._gpus:
-            slots = self._on_gpu(query_D, k)
-        else:
-            slots = self._exact(query_D[None], k)[0]
+        if len(slots) < k:  # more were asked for, or the lists that were looked into hold fewer
+            slots = self._on_gpu(query_D, k) if self._gpus else self._exact(query_D[None], k)[0]
         # From the differences: 2 - 2 s has lost the digits of small distances.
         distances = np.linalg.norm(self._rows[slots].astype(np.float64) - query_D, axis=1)
         order = np.lexsort((slots, distances))[:k]

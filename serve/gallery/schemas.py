@@ -95,7 +95,7 @@ class IndexAnswer(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, from_attributes=True)
 
     kind: Literal["flat", "gpu", "ivf"]
-    """flat and gpu: exactly. ivf: an inverted file, for large galleries."""
+    """flat and gpu: exactly. ivf: up to 10 neighbours by an inverted file, for large galleries."""
     lists: int
     """Of the inverted file; 0 for an exact search."""
     probes: int

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.gallery.index import DEEPEST, RECALL, Index
+from serve.gallery.index import RECALL, RECALL_K, Index
 from serve.gallery.lock import SharedLock
 from tests.serve.gallery.rows import Row, clustered, nearest, units
 
@@ -87,8 +87,28 @@ def test_an_inverted_file_finds_what_it_says_through_all_changes() -> None:
         for name, distance in got:
             assert distance == pytest.approx(np.linalg.norm(rows[int(name)] - query), abs=1e-5), "distances are exact"
         assert [d for _, d in got] == sorted(d for _, d in got)
-    deep = found(index, index.rows[0], DEEPEST + 1)
-    assert [name for name, _ in deep] == [name for name, _ in exactly(index, index.rows[0], DEEPEST + 1)]
+
+
+@pytest.mark.parametrize("k", [21, 50])
+def test_more_neighbours_than_the_recall_was_measured_on_are_the_true_ones(k: int) -> None:
+    """Of many small classes: beyond a row's own, the nearest lie in lists that it is not near to."""
+    centres = np.repeat(units(200, 64), 20, axis=0)
+    rows = centres + 0.06 * np.random.default_rng(1).standard_normal(centres.shape)
+    index = of((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), exact_up_to=1000)
+    index.build()
+    assert index.report.kind == "ivf"
+    for query in index.rows[::400]:
+        assert [name for name, _ in found(index, query, k)] == [name for name, _ in exactly(index, query, k)]
+
+
+def test_lists_that_have_run_empty_do_not_make_a_search_find_fewer() -> None:
+    index = of(clustered(4000), exact_up_to=1000)
+    index.build()
+    query = index.rows[0].copy()
+    for name, _ in sorted(exactly(index, query, 1000), key=lambda each: -int(each[0])):  # the last slot first
+        index.remove(int(name))
+    assert index.report.kind == "ivf"
+    assert len(found(index, query, RECALL_K)) == RECALL_K
 
 
 def test_what_others_do_to_faiss_does_not_matter() -> None:
