@@ -248,9 +248,9 @@ class Galleries:
         staging = _claimed(gallery, model)
         return await asyncio.shield(self._spawn(self._change_over(gallery, staging)))
 
-    async def give_up(self, name: str, model: str, trouble: str) -> None:
-        """Ends a re-embedding that cannot go on, with the reason for those who ask."""
-        _claimed(self._find(name), model).trouble = trouble[:500]
+    async def give_up(self, name: str, model: str, trouble: str | None) -> None:
+        """Ends a re-embedding; trouble is why it cannot go on, None where it can later."""
+        _claimed(self._find(name), model).end(trouble)
 
     async def close(self) -> None:
         """Waits for what is being written, closes all files and lets go of the folder."""

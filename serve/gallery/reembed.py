@@ -26,6 +26,8 @@ SETTLE_S = 10.0
 """Seconds that a model must stay before galleries change over to it: replicas change one after the other."""
 TRIES = 5
 """Times that a busy replica is asked for a batch."""
+PASSING = (429, 503)
+"""Statuses of what passes by itself."""
 
 
 async def reembed(galleries: "Asked", name: str, model: str, embed: Embed, wanted: Callable[[], bool]) -> None:
@@ -39,7 +41,8 @@ async def reembed(galleries: "Asked", name: str, model: str, embed: Embed, wante
         wanted: looked at between batches; False ends it where it is.
 
     Raises:
-        ApiError: an image cannot be embedded by this model; the gallery stays as it is, and says so.
+        ApiError: an image cannot be embedded by this model: the gallery stays as it is, and says so. Or the service is
+            too busy, or the disk fails: the next `claim` goes on with what was embedded.
     """
     after, came = "", True
     try:
@@ -58,10 +61,10 @@ async def reembed(galleries: "Asked", name: str, model: str, embed: Embed, wante
                 after, came = "", False  # once more from the start: items have come meanwhile
             else:
                 raise ApiError(409, f"{missing:,} of its items have no kept image", code="gallery_of_another_model")
-        await galleries.give_up(name, model, "another model is served")
+        await galleries.give_up(name, model, None)
     except ApiError as error:
         if error.code not in ("not_claimed", "gallery_not_found"):
-            await galleries.give_up(name, model, error.message)
+            await galleries.give_up(name, model, None if error.status in PASSING else error.message)
         raise
 
 
@@ -115,7 +118,7 @@ async def _patiently(embed: Embed, items: Sequence[tuple[str, bytes]]) -> npt.ND
         try:
             return await embed(items)
         except ApiError as error:
-            if error.status not in (429, 503):
+            if error.status not in PASSING:
                 raise
             await asyncio.sleep(pause)
     return await embed(items)

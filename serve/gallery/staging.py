@@ -1,5 +1,6 @@
 """What another model has embedded of a gallery, until the gallery changes over to it."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,10 @@ class Staging:
         """Holds more embeddings."""
         self.rows |= rows
         self._heard = time.monotonic()
+
+    def end(self, trouble: str | None) -> None:
+        """Nobody is at it any more; the rows stay for whoever claims it next."""
+        self.trouble, self._heard = trouble and trouble[:500], -math.inf
 
     def progress(self, images: int) -> Progress:
         """How far it is, of so many images."""

@@ -341,6 +341,49 @@ def test_an_image_that_the_new_model_cannot_take_leaves_the_gallery_as_it_is(tmp
     run(tmp_path, ask)
 
 
+@pytest.mark.parametrize("why", ["overloaded", "disk_failed", "another model"])
+def test_what_passes_ends_a_claim_but_not_the_embedding_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr("serve.gallery.reembed.TRIES", 1)
+    embedded, asked = 0, 0
+
+    async def embed(images: Any) -> Row:
+        nonlocal embedded, asked
+        asked += 1
+        if why == "overloaded" and asked == 2:
+            raise ApiError(503, "overloaded; try again", code="overloaded")
+        embedded += len(images)
+        return await by_length(images)
+
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    async def ask(galleries: Galleries) -> None:
+        await galleries.create("shop", True)
+        await galleries.add("shop", "m@1", [Item(f"{n:03d}", units(1)[0], image=bytes(n)) for n in range(40)])
+        assert await galleries.claim("shop", "m@2")
+        with monkeypatch.context() as failing:
+            if why == "disk_failed":
+                failing.setattr(store.Store, "reembed", full)
+            embedding = reembed(galleries, "shop", "m@2", embed, lambda: why != "another model" or embedded < 16)
+            if why == "another model":
+                await embedding
+            else:
+                assert (await refused(embedding))[:2] == (503, why)
+        before = embedded
+        assert before >= 16
+        info = await galleries.info("shop")
+        assert (info.model, info.reembedding) == ("m@1", None), "nobody is at it"
+        assert (await refused(galleries.search("shop", "m@2", units(64)[3], 1)))[:2] == (503, "gallery_reembedding")
+        assert await galleries.claim("shop", "m@2")
+        await reembed(galleries, "shop", "m@2", embed, lambda: True)
+        assert (await galleries.search("shop", "m@2", units(64)[3], 1))[0].id == "003"
+        assert embedded == 40, "no image twice"
+
+    run(tmp_path, ask)
+
+
 def test_a_claim_ends_with_whoever_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.gallery.staging.LEASE_S", 0.0)
 
