@@ -1,5 +1,9 @@
 """The Ray Serve deployment that holds all galleries, and how the replicas of the API ask it."""
 
+import functools
+import logging
+import math
+import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +15,14 @@ import ray
 import ray.serve
 from ray.serve.exceptions import RayServeException
 
+from serve.gallery import refusals
 from serve.gallery.galleries import Galleries
 from serve.gallery.limits import GalleryLimits
+from serve.gallery.lock import WrittenElsewhereError
 from serve.gallery.store import Found
 from serve.schemas import ApiError
+
+log = logging.getLogger(__name__)
 
 NAME = "Galleries"
 """Of the deployment."""
@@ -22,8 +30,6 @@ ONGOING, QUEUED = 256, 1024
 """Requests that it takes at once, since additions wait for the disk together, and that wait for it."""
 FEW = 100
 """Neighbours whose ids and metadata surely fit into a message of 4 MiB."""
-PATIENCE = 60.0
-"""Seconds that a replica waits for the one before it to let go of the folder."""
 
 Row = npt.NDArray[np.float32]
 Given = ParamSpec("Given")
@@ -46,6 +52,8 @@ def _answered(
 ) -> Callable[Concatenate["Replica", Given], Coroutine[Any, Any, Result | Refusal]]:
     async def answered(self: "Replica", /, *given: Given.args, **named: Given.kwargs) -> Result | Refusal:
         try:
+            if self.galleries is None:
+                raise refusals.unavailable()
             return await method(self.galleries, *given, **named)
         except ApiError as error:
             return Refusal(error.status, error.message, error.param, error.code)
@@ -63,8 +71,7 @@ def _asked(
         except ray.exceptions.RayTaskError:
             raise  # a bug, which the replica's log shows
         except (ray.exceptions.RayError, RayServeException) as error:
-            message = "the galleries are busy or being restarted; try again: an item that was added already is replaced"
-            raise ApiError(503, message, code="galleries_unavailable") from error
+            raise refusals.unavailable() from error
         if isinstance(answer, Refusal):
             raise ApiError(answer.status, answer.message, param=answer.param, code=answer.code)
         return answer
@@ -75,6 +82,8 @@ def _asked(
 class Replica:
     """The galleries under a folder; one replica, since one process writes.
 
+    While another process has the folder, it refuses with 503: an old cluster goes only when the new one is up.
+
     Args:
         folder: absolute; on a volume that the replica's node sees.
         limits: the most of everything.
@@ -82,7 +91,25 @@ class Replica:
     """
 
     def __init__(self, folder: str, limits: GalleryLimits, threads: int) -> None:
-        self.galleries = Galleries(Path(folder), limits, threads=threads, patience=PATIENCE)
+        self._open = functools.partial(Galleries, Path(folder), limits, threads=threads)
+        self._failed: Exception | None = None
+        self.galleries: Galleries | None = None
+        try:
+            self.galleries = self._open()
+        except WrittenElsewhereError as error:
+            log.warning("the galleries answer 503 until they are free: %s", error)
+            threading.Thread(target=self._take_over, name="take-over", daemon=True).start()
+
+    def check_health(self) -> None:
+        """Raises what kept the galleries from being taken over: then Serve starts another replica."""
+        if self._failed is not None:
+            raise self._failed
+
+    def _take_over(self) -> None:
+        try:
+            self.galleries = self._open(patience=math.inf)
+        except Exception as error:
+            self._failed = error
 
     names = _answered(Galleries.names)
     create = _answered(Galleries.create)

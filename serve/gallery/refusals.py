@@ -49,6 +49,12 @@ def disk_failed() -> ApiError:
     )
 
 
+def unavailable() -> ApiError:
+    """Galleries that no process answers for at the moment."""
+    message = "the galleries are busy or being restarted; try again: an item that was added already is replaced"
+    return ApiError(503, message, code="galleries_unavailable")
+
+
 def reembedding(name: str, model: str, done: int, of: int) -> ApiError:
     """A gallery that is about to be one of this model."""
     message = f"gallery {name!r} is being embedded by {model}: {done:,} of {of:,} images are done; try again"

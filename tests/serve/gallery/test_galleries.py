@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pytest
 
 from serve.gallery import galleries as module
 from serve.gallery import store
+from serve.gallery.deployment import Refusal, Replica
 from serve.gallery.galleries import Galleries
-from serve.gallery.items import Item
+from serve.gallery.items import Item, Settings
 from serve.gallery.limits import GalleryLimits
 from serve.gallery.lock import FolderLock, WrittenElsewhereError
 from serve.gallery.log import HEAD, create
@@ -259,6 +261,55 @@ def test_a_second_writer_is_refused_in_words(tmp_path: Path) -> None:
     lock.release()
     FolderLock(tmp_path).release()
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_a_replica_comes_up_beside_the_one_that_writes_and_takes_over_after_it(tmp_path: Path) -> None:
+    async def fill(galleries: Galleries) -> None:
+        await galleries.create("shop", None)
+
+    run(tmp_path, fill)
+    lock = FolderLock(tmp_path)
+    replica = Replica(str(tmp_path), GalleryLimits(), 1)
+
+    async def ask() -> None:
+        refusal = await replica.names()
+        assert isinstance(refusal, Refusal)
+        assert (refusal.status, refusal.code) == (503, "galleries_unavailable")
+        replica.check_health()
+        lock.release()
+        async with asyncio.timeout(10):
+            while isinstance(answer := await replica.names(), Refusal):
+                await asyncio.sleep(0.05)
+        assert answer == ["shop"]
+        assert replica.galleries is not None
+        await replica.galleries.close()
+
+    asyncio.run(ask())
+
+
+def test_a_replica_that_cannot_take_over_is_not_healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = FolderLock(tmp_path)
+    replica = Replica(str(tmp_path), GalleryLimits(), 1)
+
+    def broken(*_: Any) -> None:
+        raise PermissionError("no right to read")
+
+    monkeypatch.setattr(module.Galleries, "_read", broken)
+    (tmp_path / "shop").mkdir()
+    store.make(tmp_path / "shop", Settings(created=0))
+    lock.release()
+
+    def told() -> str:
+        try:
+            replica.check_health()
+        except PermissionError as error:
+            return str(error)
+        return ""
+
+    deadline = time.monotonic() + 10
+    while not told() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert told() == "no right to read"
 
 
 async def by_length(images: Any) -> Row:

@@ -17,7 +17,7 @@ from cluster.embedding_table import Made
 from serve import app
 from serve.client import Client, NotFoundError
 from serve.gallery import __main__ as command
-from serve.gallery.lock import WrittenElsewhereError
+from serve.gallery.lock import FolderLock, WrittenElsewhereError
 from tests.serve.gallery.rows import Row, units
 from tests.serve.pictures import data_uri, noise, offline, write_checkpoint
 from tests.serve.test_service import wait_for
@@ -239,23 +239,36 @@ def test_the_folder_of_a_running_service_is_left_alone(service: Service, capsys:
 
 @pytest.mark.slow
 def test_galleries_survive_the_death_of_their_process(service: Service) -> None:
+    """Another process has the folder for a while, as the old cluster has beside the new one."""
     import ray
+    import ray.serve
 
     service.ask("PUT", "/v1/galleries/lasting")
     rows = units(20, 16, seed=9)
     items = [{"id": f"{n}", "input": row.tolist()} for n, row in enumerate(rows)]
     service.ask("POST", "/v1/galleries/lasting/items", {"items": items})
-    [actor] = [each for each in ray.util.list_named_actors(all_namespaces=True) if "Galleries" in each["name"]]
+
+    def replicas() -> list[Any]:
+        return [each for each in ray.util.list_named_actors(all_namespaces=True) if "Galleries" in each["name"]]
+
+    [actor] = replicas()
     ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]), no_restart=True)
+    lock = FolderLock(service.store, patience=30)
+    wanted = {"gallery": "lasting", "query": rows[3].tolist(), "k": 1, "threshold": 1}
+
+    def asked() -> httpx.Response:
+        return httpx.post(f"{service.url}/v1/search", json=wanted, timeout=60)
+
+    def replaced() -> bool:
+        [application] = ray.serve.status().applications.values()
+        return application.deployments["Galleries"].status == "HEALTHY" and replicas() not in ([], [actor])
+
+    wait_for(replaced)
+    answer = asked()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "galleries_unavailable")
+    lock.release()
     deadline = time.monotonic() + 60
-    while True:
-        answer = httpx.post(
-            f"{service.url}/v1/search",
-            json={"gallery": "lasting", "query": rows[3].tolist(), "k": 1, "threshold": 1},
-            timeout=60,
-        )
-        if answer.status_code == 200:
-            break
+    while (answer := asked()).status_code != 200:
         assert answer.status_code == 503, answer.text
         assert time.monotonic() < deadline, answer.text
         time.sleep(0.2)
