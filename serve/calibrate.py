@@ -4,6 +4,7 @@ Nothing is trained, and services that run take them up at their next look at the
 """
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -214,7 +215,12 @@ def _by_service(url: str, label: str) -> Embed:
             for path in paths:
                 if not os.access(path, os.R_OK):
                     raise ValueError(f"{path} is not there, or cannot be read")
-            return client.embeddings(paths, model=label)
+            try:
+                return client.embeddings(paths, model=label)
+            except ServiceError as error:
+                if found := re.fullmatch(r"input\[(\d+)\]", error.param or ""):
+                    raise ValueError(error.message.replace(found[0], str(paths[int(found[1])]), 1)) from error
+                raise
 
     return embed
 

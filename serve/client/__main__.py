@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 
 from serve.client.answers import OperatingPoint, Verification
@@ -25,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (TypeError, ValueError) as error:
         return _failed(str(error))
+    except Exception:  # Python's own status for it would mean no match
+        traceback.print_exc()
+        return ERROR
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +34,7 @@ ITEMS, CHARACTERS = 32, 12 * 2**20
 """The most that one request carries of a longer list: well within what a service accepts unless told otherwise."""
 CONNECT_S = 5.0
 _NPY = "application/x-npy"
+_MODEL = "x-onethreshold-model"
 _PASSING = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
 
 
@@ -44,6 +46,7 @@ class Call(Generic[Result]):
         method: of HTTP.
         path: beneath the service's address.
         read: what its answer means.
+        error: what an answer other than 2xx means.
         body: sent as JSON; None sends none.
         params: of the query; those that are None are left out.
         headers: beside those that every call has.
@@ -55,6 +58,7 @@ class Call(Generic[Result]):
     body: Mapping[str, Any] | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
+    error: Callable[[httpx.Response], ServiceError] = error_of
 
     def request(self, http: httpx.Client | httpx.AsyncClient, seconds: float) -> httpx.Request:
         """One try of it, which may take this long."""
@@ -69,7 +73,7 @@ class Call(Generic[Result]):
         )
 
 
-Outcome: TypeAlias = httpx.Response | httpx.TransportError | None
+Outcome: TypeAlias = httpx.Response | httpx.RequestError | None
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,8 @@ def steps(call: Call[Result], retries: Retries) -> Generator[Send | Wait, Outcom
         seconds = tries.wait(answer) if answer is not None or isinstance(came, _PASSING) else None
         if seconds is None:
             if answer is not None:
-                raise error_of(answer)
-            raise UnavailableError(f"the service was not reached: {type(came).__name__}: {came}")
+                raise call.error(answer)
+            raise UnavailableError(f"the service gave no answer: {type(came).__name__}: {came}")
         yield Wait(seconds)
 
 
@@ -120,10 +124,22 @@ def _read(call: Call[Result], answer: httpx.Response) -> Result:
 
 
 def embeddings(images: Iterable[Picture], model: str | None) -> Iterator[Call[npt.NDArray[np.float32]]]:
-    """POST /v1/embeddings, as often as so many images need."""
+    """POST /v1/embeddings, as often as so many images need; each is to be done before the next is asked for.
+
+    What answers the first answers all, or none: embeddings of two models cannot be compared.
+    """
+    before = 0
+
+    def read(answer: httpx.Response) -> npt.NDArray[np.float32]:
+        nonlocal model
+        model = answer.headers.get(_MODEL, model)
+        return _rows(answer)
+
     for batch in _batches((text, len(text)) for text in map(encoded, images)):
         body = _without_none({"input": batch, "model": model, "encoding_format": "base64"})
-        yield Call("POST", "/v1/embeddings", _rows, body, headers={"Accept": f"{_NPY}, application/json;q=0.5"})
+        headers = {"Accept": f"{_NPY}, application/json;q=0.5"}
+        yield Call("POST", "/v1/embeddings", read, body, headers=headers, error=partial(_error_after, before, model))
+        before += len(batch)
 
 
 def verify(
@@ -173,8 +189,11 @@ def add(gallery: str, rows: Iterable[Row]) -> Iterator[Call[int]]:
                 row["metadata"] = metadata[0]
             yield row, len(json.dumps(row))
 
+    before = 0
     for batch in _batches(sized()):
-        yield Call("POST", f"{_gallery(gallery)}/items", partial(_sent, len(batch)), {"items": batch})
+        sent, error = partial(_sent, len(batch)), partial(_error_after, before, None)
+        yield Call("POST", f"{_gallery(gallery)}/items", sent, {"items": batch}, error=error)
+        before += len(batch)
 
 
 def items(gallery: str, after: str | None, limit: int | None) -> Call[list[dict[str, Any]]]:
@@ -238,6 +257,20 @@ def _batches(sized: Iterable[tuple[Any, int]]) -> Iterator[list[Any]]:
         size += length
     if batch:
         yield batch
+
+
+def _error_after(before: int, model: str | None, answer: httpx.Response) -> ServiceError:
+    """The error of a request for a part of a list, in the words of the whole: after so many of it, by this model."""
+    found = error_of(answer)
+    message, param = (_shifted(text, before) for text in (found.message, found.param or ""))
+    if before and found.code == "model_not_found":
+        message = f"{model} is no longer served after {before} of the images, and another model's do not go with those"
+    return type(found)(message, status=found.status, code=found.code, param=param or None)
+
+
+def _shifted(text: str, before: int) -> str:
+    """With input[2] or items[2] at its beginning counted from further back."""
+    return re.sub(r"^(input|items)\[(\d+)\]", lambda found: f"{found[1]}[{int(found[2]) + before}]", text)
 
 
 def _rows(answer: httpx.Response) -> npt.NDArray[np.float32]:

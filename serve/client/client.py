@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from serve.client import answers, calls
 from serve.client.calls import Call, Item, Outcome, Picture, Row, Send, Wait
+from serve.client.errors import ServiceError
 from serve.client.retries import Retries
 
 Result = TypeVar("Result")
@@ -30,14 +31,20 @@ class Client:
         url: of the service.
         key: the API key; unset, that of the environment variable ONETHRESHOLD_KEY, if there is one.
         retries: when to try again.
+
+    Raises:
+        ServiceError: the url is no address.
     """
 
     def __init__(self, url: str = URL, *, key: str | None = None, retries: Retries | None = None) -> None:
-        self._http = httpx.Client(base_url=url, headers=_headers(key))
+        self._http = httpx.Client(base_url=_address(url), headers=_headers(key))
         self._retries = retries or Retries()
 
     def embeddings(self, images: Iterable[Picture], *, model: str | None = None) -> npt.NDArray[np.float32]:
-        """Embeddings (B, D) of unit norm, in the order of the images; of a long list, in several requests."""
+        """Embeddings (B, D) of unit norm, in the order of the images; of a long list, in several requests.
+
+        All are by one model; when another takes its place between two requests, NotFoundError says so.
+        """
         return _stacked([self._do(call) for call in calls.embeddings(images, model)])
 
     def verify(
@@ -128,7 +135,7 @@ class Client:
             return None
         try:
             return self._http.send(call.request(self._http, step.seconds))
-        except httpx.TransportError as failed:
+        except httpx.RequestError as failed:
             return failed
 
 
@@ -139,14 +146,20 @@ class AsyncClient:
         url: of the service.
         key: the API key; unset, that of the environment variable ONETHRESHOLD_KEY, if there is one.
         retries: when to try again.
+
+    Raises:
+        ServiceError: the url is no address.
     """
 
     def __init__(self, url: str = URL, *, key: str | None = None, retries: Retries | None = None) -> None:
-        self._http = httpx.AsyncClient(base_url=url, headers=_headers(key))
+        self._http = httpx.AsyncClient(base_url=_address(url), headers=_headers(key))
         self._retries = retries or Retries()
 
     async def embeddings(self, images: Iterable[Picture], *, model: str | None = None) -> npt.NDArray[np.float32]:
-        """Embeddings (B, D) of unit norm, in the order of the images; of a long list, in several requests."""
+        """Embeddings (B, D) of unit norm, in the order of the images; of a long list, in several requests.
+
+        All are by one model; when another takes its place between two requests, NotFoundError says so.
+        """
         return _stacked([await self._do(call) for call in calls.embeddings(images, model)])
 
     async def verify(
@@ -237,8 +250,15 @@ class AsyncClient:
             return None
         try:
             return await self._http.send(call.request(self._http, step.seconds))
-        except httpx.TransportError as failed:
+        except httpx.RequestError as failed:
             return failed
+
+
+def _address(url: str) -> httpx.URL:
+    try:
+        return httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ServiceError(f"url: {url!r} is no address ({error}); valid: http://HOST:PORT") from None
 
 
 def _headers(key: str | None) -> dict[str, str]:

@@ -12,7 +12,7 @@ from cluster import registry
 from dml.metrics.labelled_pairs import calibrate_labelled, read_pairs
 from serve import api, calibrate, model
 from serve.calibrations import Calibrations
-from tests.serve.pictures import Held, offline, write_checkpoint
+from tests.serve.pictures import Held, noise, offline, write_checkpoint
 from tests.serve.server import running
 
 CLASSES, EACH = 6, 5
@@ -136,6 +136,25 @@ def test_a_running_service_may_embed_the_images(pairs: Path, folder: Path, capsy
             calibrate.main(words)
     assert stopped.value.code == 1
     assert "serves onethreshold@mine, not onethreshold@other" in capsys.readouterr().err
+
+
+def test_an_image_that_a_service_cannot_read_is_named_by_its_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(34):
+        (tmp_path / f"{number:02}.png").write_bytes(noise(number))
+    (tmp_path / "99.png").write_bytes(b"text")  # the last of them, in the second request
+    rows = [f"00.png,{number:02}.png,{number % 2}\n" for number in [*range(1, 34), 99]]
+    (tmp_path / "pairs.csv").write_text("a,b,same\n" + "".join(rows))
+    embedder = model.CheckpointEmbedder(folder, "onethreshold", "mine", model.Execution(batch=8))
+    words = ["--pairs", str(tmp_path / "pairs.csv"), "--model", str(folder)]
+    with running(api.build(Held(embedder))) as url, pytest.raises(SystemExit) as stopped:
+        calibrate.main([*words, "--url", url])
+    assert stopped.value.code == 1
+    assert f"error: {tmp_path / '99.png'} is unreadable" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        calibrate.main([*words, "--url", "http://127.0.0.1:80O0"])
+    assert "url: 'http://127.0.0.1:80O0' is no address" in str(stopped.value.code)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,43 @@ def test_a_long_list_goes_in_several_requests_and_keeps_its_order(url: str) -> N
     assert [len(call.body["input"]) for call in calls.embeddings(large, None) if call.body] == [1, 1, 1]
 
 
+def test_a_long_list_is_embedded_by_one_model_or_not_at_all() -> None:
+    """The model is changed over between two of its requests."""
+    held = Held(None)
+
+    def pictures() -> Iterator[bytes]:
+        held.current = colour(CALIBRATION)
+        for number in range(2 * calls.ITEMS):
+            if number == calls.ITEMS + 1:  # the first request is over by now
+                held.current = colour(CALIBRATION)
+                held.current.version = "8"
+            yield RED
+
+    async def ask(url: str) -> Any:
+        async with AsyncClient(url) as client:
+            return await client.embeddings(pictures(), model="colour")
+
+    says = "colour@7 is no longer served after 32 of the images"
+    with running(api.build(held)) as url:
+        with Client(url) as client, pytest.raises(NotFoundError, match=says):
+            client.embeddings(pictures())
+        with pytest.raises(NotFoundError, match=says):
+            asyncio.run(ask(url))
+
+
+def test_an_error_names_the_image_by_its_place_in_the_whole_list(url: str) -> None:
+    with Client(url) as client:
+        with pytest.raises(InvalidRequestError, match=r"^input\[34\] is unreadable") as refused:
+            client.embeddings([*[RED] * 34, b"text"])
+        assert refused.value.param == "input[34]"
+        client.create_gallery("long")
+        row = [1.0, 0.0, 0.0]
+        with pytest.raises(InvalidRequestError, match=r"^items\[33\]\.input has 2 numbers") as refused:
+            client.add("long", [*((str(number), row) for number in range(33)), ("33", row[:2])])
+        assert refused.value.param == "items[33].input"
+        client.delete_gallery("long")
+
+
 def test_a_pair_is_verified_by_images_or_embeddings(url: str, files: dict[str, Path]) -> None:
     with Client(url) as client:
         found = client.verify(files["red"], PINK, far=0.01)
@@ -216,6 +253,27 @@ def test_a_server_that_is_away_is_tried_again_and_then_named_unavailable() -> No
         client.ready()
     with Client("ftp://127.0.0.1", retries=QUICK) as client, pytest.raises(UnavailableError, match="Unsupported"):
         client.ready()
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_an_address_that_is_none_is_refused_at_once(kind: type[Client] | type[AsyncClient]) -> None:
+    with pytest.raises(ServiceError, match=r"url: 'http://127.0.0.1:80O0' .*'80O0'.*; valid: http://HOST:PORT"):
+        kind("http://127.0.0.1:80O0")
+
+
+def test_an_answer_that_cannot_be_unpacked_is_an_error_of_the_service() -> None:
+    async def ask(url: str) -> None:
+        async with AsyncClient(url, retries=QUICK) as client:
+            await client.models()
+
+    garbled = (200, "no gzip", {"Content-Encoding": "gzip"})
+    flaky = Flaky(garbled, garbled)
+    with running(flaky.app) as url:
+        with Client(url, retries=QUICK) as client, pytest.raises(ServiceError, match="DecodingError"):
+            client.models()
+        with pytest.raises(ServiceError, match="DecodingError"):
+            asyncio.run(ask(url))
+    assert len(flaky.requests) == 2, "it is not tried again"
 
 
 def test_a_deletion_whose_answer_was_lost_has_succeeded_when_nothing_is_there() -> None:
@@ -360,6 +418,19 @@ def test_the_command_verifies_with_a_status_for_each_outcome(
     with pytest.raises(SystemExit) as stopped:
         main(["verify", red, blue, "--far", "0.1", "--threshold", "1"])
     assert stopped.value.code == 2
+    assert main(["--url", "http://127.0.0.1:80O0", "verify", red, red]) == 2
+    assert "error: url: 'http://127.0.0.1:80O0'" in capsys.readouterr().err
+
+
+def test_the_command_never_says_no_match_when_it_fails(
+    url: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(calls, "verify", fails)
+    assert main(["--url", url, "verify", str(files["red"]), str(files["red"])]) == 2
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_the_command_embeds_and_lists_models(
