@@ -274,6 +274,8 @@ def remember(uri: str, version: ModelVersion) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".remember-", delete=False) as scratch:
         json.dump(asdict(version), scratch)
+        scratch.flush()
+        os.fsync(scratch.fileno())
     # A rename, so that it is never half-written, whoever else remembers it now.
     Path(scratch.name).replace(path)
 

@@ -181,8 +181,8 @@ class Follower(Generic[Key]):
         find: says which model is wanted; None when there is none yet.
         load: loads it.
         poll: seconds between two looks.
-        recall: says which model was wanted the last time, for a start while `find` fails.
-        calibrations: of the wanted model; the one in use is looked up at every look.
+        recall: says which model was wanted the last time, for a start while `find` or `load` fails.
+        calibrations: of the wanted model; the one in use is looked up before it is served, and at every look.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Follower(Generic[Key]):
         self._held: tuple[Key, Embedder] | None = None
         self._cached = False
         self._trouble: str | None = "the first look for it is not over"
-        self._logged = ""
+        self._logged: dict[str, str] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follow-champion", daemon=True)
 
@@ -227,43 +227,64 @@ class Follower(Generic[Key]):
 
     def look(self) -> None:
         """One look: loads the wanted model when it is another than the one held, and takes its calibration up."""
-        cached = False
         try:
             wanted = self._find()
         except Exception as error:  # whatever a store, a proxy or the network raises
             self._report(UNREACHABLE, error)
-            if self._held or (wanted := self._recall()) is None:
-                return
-            cached = True
-        if wanted is not None and (self._held is None or self._held[0] != wanted):
-            self._change(wanted, cached)
         else:
-            self._trouble, self._cached = None, False
-        if wanted is not None and not cached:
-            self._recalibrate(wanted)
+            if wanted is not None and (self._held is None or self._held[0] != wanted):
+                self._change(wanted)
+            else:
+                self._trouble, self._cached = None, False
+                if wanted is not None:
+                    self._recalibrate()
+        if self._held is None and self._trouble is not None:
+            self._fall_back()
 
-    def _change(self, wanted: Key, cached: bool) -> None:
+    def _change(self, wanted: Key) -> None:
         self._trouble = "it is being loaded"
         try:
+            # First what decides: the thresholds that it was registered with may not be those in use.
+            calibrations = self._calibrations(wanted) if self._calibrations else None
+            calibration = calibrations.current() if calibrations else None
             model = self._load(wanted)
         except Exception as error:  # a broken upload must not take down what is served
             self._report(f"the wanted model cannot be loaded ({wanted})", error, shown="it cannot be loaded")
             return
+        if calibrations:
+            model.calibration = calibration
+        self._trouble, self._cached = None, False
+        self._logged.clear()
+        self._serve(wanted, model)
+
+    def _fall_back(self) -> None:
+        """Serves what was wanted the last time; the trouble with what is wanted now stays."""
+        try:
+            last = self._recall()
+            if last is None:
+                return
+            model = self._load(last)
+        except Exception as error:
+            self._report("what was served the last time cannot be loaded", error, shown=self._trouble)
+            return
+        self._cached = True
+        self._serve(last, model)
+
+    def _serve(self, key: Key, model: Embedder) -> None:
         before = self.current
-        self._held, self._cached = (wanted, model), cached
-        self._trouble, self._logged = (UNREACHABLE, self._logged) if cached else (None, "")
-        origin = ", from the cache" if cached else ""
+        self._held = key, model
+        origin = ", from the cache" if self._cached else ""
         log.warning("serving %s (D = %d, %d px)%s", label(model), model.dim, model.image_size, origin)
         if before is not None:
             access.count_model(label(before), served=False)
         access.count_model(label(model), served=True)
 
-    def _recalibrate(self, wanted: Key) -> None:
-        if self._calibrations is None or self._held is None or self._held[0] != wanted:
+    def _recalibrate(self) -> None:
+        if self._calibrations is None or self._held is None:
             return
-        model = self._held[1]
+        key, model = self._held
         try:
-            calibration = self._calibrations(wanted).current()
+            calibration = self._calibrations(key).current()
         except Exception as error:  # as for the model: what decides goes on deciding
             self._report("the calibration in use cannot be read", error)
             return
@@ -271,7 +292,7 @@ class Follower(Generic[Key]):
             # A copy, so that a request under way is decided and labelled by one calibration.
             changed = copy.copy(model)
             changed.calibration = calibration
-            self._held = wanted, changed
+            self._held = key, changed
             log.warning("%s is decided by calibration %s now", label(model), calibration.id if calibration else "none")
 
     def _follow(self) -> None:
@@ -282,9 +303,9 @@ class Follower(Generic[Key]):
     def _report(self, what: str, error: Exception, shown: str | None = None) -> None:
         self._trouble = shown or what
         line = f"{what}: {type(error).__name__}: {error}"
-        if line != self._logged:  # once, not every few seconds
+        if self._logged.get(what) != line:  # once, not every few seconds
             log.warning("%s; what is loaded goes on serving", line)
-            self._logged = line
+            self._logged[what] = line
 
 
 def source(model: str, poll: float = 5.0, execution: Execution | None = None) -> Follower[Any]:

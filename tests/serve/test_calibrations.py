@@ -13,7 +13,7 @@ from serve import model
 from serve.calibration import REGISTERED, Calibration
 from serve.calibrations import CURRENT, FOLDER, KEPT, TAG, Calibrations
 from tests.serve.calibrated import calibration
-from tests.serve.pictures import write_checkpoint
+from tests.serve.pictures import MeanColour, write_checkpoint
 
 MADE = calibration(source="pairs.csv", created=1_800_000_000)
 NUMBERS = itertools.count()
@@ -167,6 +167,41 @@ def test_a_broken_calibration_changes_nothing_and_is_logged_once(
     assert source.current.calibration == MADE
     [record] = [record for record in caplog.records if "goes on serving" in record.message]
     assert "calibration 'feed' is in use but not stored; what is loaded goes on serving" in record.message
+
+
+def test_a_version_whose_calibration_cannot_be_read_is_not_changed_over_to(version: registry.ModelVersion) -> None:
+    """The thresholds that it was registered with may not be those in use."""
+    stored = Calibrations.of_version(version)
+    stored.use(MADE)
+    wanted, broken = 1, False
+
+    def load(number: int) -> model.Embedder:
+        loaded = MeanColour()
+        loaded.version, loaded.calibration = str(number), stored.registered()
+        return loaded
+
+    def calibrations(number: int) -> Calibrations:
+        if broken:
+            raise ConnectionError("refused")
+        return stored
+
+    def shown() -> tuple[str, Calibration | None]:
+        assert follower.current is not None
+        return follower.current.version, follower.current.calibration
+
+    follower = model.Follower(lambda: wanted, load, calibrations=calibrations)
+    follower.look()
+    assert shown() == ("1", MADE)
+    wanted, broken = 2, True
+    follower.look()
+    assert (shown(), follower.trouble) == (("1", MADE), "it cannot be loaded")
+    broken = False
+    follower.look()
+    assert (shown(), follower.trouble) == (("2", MADE), None)
+
+    follower, wanted, broken = model.Follower(lambda: wanted, load, calibrations=calibrations), 1, True
+    follower.look()
+    assert follower.current is None, "nor is it begun with"
 
 
 def test_a_folder_is_recalibrated_live_too(tmp_path: Path) -> None:

@@ -110,6 +110,43 @@ def test_a_start_while_the_registry_is_down_serves_what_was_served_the_last_time
     assert (served(follower), follower.trouble) == ("2", None)
 
 
+def test_a_start_with_a_version_that_does_not_load_serves_what_was_served_the_last_time(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    follower = model.Follower(registry.find, registry.load, recall=lambda: 1)
+    registry.wanted, registry.broken = 2, {2}
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            follower.look()
+            assert served(follower) == "1"
+            assert follower.trouble == "it cannot be loaded; what is served comes from the cache of the last time"
+    assert registry.loads == [2, 1, 2, 2], "the wanted one is tried again, the recalled one is held"
+    assert len([record for record in caplog.records if "is truncated" in record.message]) == 1
+    registry.broken = set()
+    follower.look()
+    assert (served(follower), follower.trouble) == ("2", None)
+
+
+@pytest.mark.parametrize("wanted", [ConnectionError("refused"), 2])
+def test_a_memory_that_cannot_be_read_is_one_more_trouble_and_no_end(
+    registry: Registry, wanted: int | Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def recall() -> int:
+        raise ValueError("Expecting value: line 1 column 1 (char 0)")
+
+    follower = model.Follower(registry.find, registry.load, recall=recall)
+    registry.wanted, registry.broken = wanted, {2}
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            follower.look()
+    assert follower.current is None
+    assert follower.trouble == ("it cannot be loaded" if wanted == 2 else model.UNREACHABLE)
+    assert len(caplog.records) == 2, "each trouble is logged once"
+    registry.wanted = 3
+    follower.look()
+    assert (served(follower), follower.trouble) == ("3", None)
+
+
 def test_nothing_is_recalled_while_the_registry_answers(registry: Registry) -> None:
     follower = model.Follower(registry.find, registry.load, recall=lambda: 1)
     follower.look()
