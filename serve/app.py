@@ -6,8 +6,8 @@ import re
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import ray
 import ray.serve
 import ray.serve.config
 from fastapi import FastAPI
+from ray.serve.exceptions import RayServeException
 
 from cluster import command_line, registry, session, tracking
 from cluster.command_line import one_line_errors
@@ -74,6 +75,11 @@ class Options:
     """GPUs that galleries are searched on, where faiss-gpu is installed."""
     gallery_limits: GalleryLimits = field(default_factory=GalleryLimits)
     """How much galleries may hold."""
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
 
 class Embeddings:
@@ -157,6 +163,8 @@ def check(options: Options) -> None:
             raise ValueError(f"{name}: {value:g} must be above 0")
     if options.gpus is not None and not options.gpus >= 0:
         raise ValueError(f"gpus: {options.gpus:g} must not be below 0")
+    if not 1 <= options.port <= 65535:
+        raise ValueError(f"port: {options.port} is no port; valid: 1 to 65535")
     _scale(options.replicas)
     keys = Keys.find(_keys(options))
     if not keys.hashes and not is_loopback(options.host):
@@ -170,14 +178,12 @@ def start(options: Options) -> str:
     """Deploys on the connected Ray and returns the service's URL.
 
     Raises:
-        ValueError: as in `check`, or the cluster, as it is now, can never hold a replica.
+        ValueError: as in `check`, or the cluster, as it is now, can never hold a replica, or a Ray of this machine
+            alone the fewest replicas that are wanted.
         RuntimeError: the deployment does not start.
     """
     application = deployment(options)
-    total: dict[str, float] = ray.cluster_resources()
-    for option, kind, wanted_of in (("cpus", "CPU", options.cpus), ("gpus", "GPU", _gpus(options))):
-        if wanted_of > total.get(kind, 0.0):
-            raise ValueError(f"{option}: {wanted_of:g} is more than the cluster has ({total.get(kind, 0.0):g} {kind})")
+    _check_room(options)
     ray.serve.start(
         proxy_location="HeadOnly",
         http_options=ray.serve.config.HTTPOptions(
@@ -187,7 +193,7 @@ def start(options: Options) -> str:
         ),
     )
     ray.serve.run(application, name=NAME, route_prefix="/")
-    return f"http://{options.host}:{options.port}"
+    return options.url
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -196,36 +202,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors(status=2):
         check(options)
         if not os.environ.get("RAY_ADDRESS"):  # else the port is one of another machine, and so is the volume
-            _check_port(options.host, options.port)
+            _check_port(options)
             if options.galleries is None:
                 options = replace(options, galleries=str(tracking.runs_dir() / "galleries"))
             if options.galleries:
-                FolderLock(Path(options.galleries)).release()  # else its replica would find out, and wait
+                _check_folder(Path(options.galleries))  # else its replica would find out, and wait
             os.environ.update(gate.environment(options.limits, Keys.find(_keys(options))))
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    session.connect()
     try:
+        session.connect()
+        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray set a handler of its own
+            signal.signal(number, signal.default_int_handler)
+        print(_awaited(options), flush=True)
         with one_line_errors(status=2):
             url = start(options)
         print(_greeting(url, options), flush=True)
-        while not stopping.wait(0.5):
-            pass
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
         print("stopping", flush=True)
         # Only the application: a cluster that others use keeps its Serve, a local Ray ends with all its processes.
-        ray.serve.delete(NAME)
+        if ray.is_initialized():
+            with suppress(RayServeException):  # Serve was not even started
+                ray.serve.delete(NAME)
     finally:
         ray.shutdown()
 
 
-def _scale(replicas: str) -> dict[str, Any]:
-    """Serve's words for a number of replicas, or for MIN:MAX."""
+def _counts(replicas: str) -> tuple[int, int]:
+    """The fewest replicas and the most, of a number or MIN:MAX."""
     found = re.fullmatch(r"(\d+)(?::(\d+))?", replicas)
     if not found or int(found[1]) < 1 or (found[2] and int(found[2]) < int(found[1])):
         raise ValueError(f"replicas: {replicas!r} is neither a number from 1, such as 2, nor MIN:MAX, such as 1:4")
-    least, most = int(found[1]), int(found[2] or found[1])
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _scale(replicas: str) -> dict[str, Any]:
+    """Serve's words for so many."""
+    least, most = _counts(replicas)
     if least == most:
         return {"num_replicas": least}
     return {
@@ -259,14 +273,50 @@ def _environment() -> dict[str, str]:
     return {"MLFLOW_TRACKING_URI": tracking.connect(), **impatient, **kept}
 
 
-def _check_port(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _check_room(options: Options) -> None:
+    total: dict[str, float] = ray.cluster_resources()
+    gpus, gallery_gpus = _gpus(options), options.gallery_gpus if options.galleries else 0.0
+    alone = (("cpus", "CPU", options.cpus), ("gpus", "GPU", gpus), ("gallery_gpus", "GPU", gallery_gpus))
+    for option, kind, needed in alone:
+        if needed > total.get(kind, 0.0):
+            raise ValueError(f"{option}: {needed:g} is more than the cluster has ({total.get(kind, 0.0):g} {kind})")
+    if os.environ.get("RAY_ADDRESS"):
+        return  # a cluster may grow
+    least = _counts(options.replicas)[0]
+    for kind, each, beside in (("CPU", options.cpus, 0.0), ("GPU", gpus, gallery_gpus)):
+        needed, has = least * each + beside, total.get(kind, 0.0)
+        if needed > has:
+            galleries = f" and {beside:g} for the galleries" if beside else ""
+            asked = f"{least} with {each:g} {kind} each{galleries}"
+            raise ValueError(f"replicas: {asked} need {needed:g} {kind}; this machine has {has:g}")
+
+
+def _awaited(options: Options) -> str:
+    """What a start waits for, which takes as long as others use the cluster."""
+    free: dict[str, float] = ray.available_resources()
+    each = {"CPU": options.cpus, "GPU": _gpus(options)}
+    wanted, there = (
+        ", ".join(f"{found.get(kind, 0.0):g} {kind}" for kind, needed in each.items() if needed)
+        for found in (each, free)
+    )
+    return f"starting replicas: {_counts(options.replicas)[0]} with {wanted} each; free now: {there}"
+
+
+def _check_folder(galleries: Path) -> None:
+    try:
+        FolderLock(galleries).release()
+    except OSError as error:
+        raise ValueError(f"galleries: {galleries}: {error.strerror}; a folder that can be written is needed") from error
+
+
+def _check_port(options: Options) -> None:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind((options.host, options.port))
         except OSError as error:
-            raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; --port takes another") from error
+            raise ValueError(f"cannot listen on {options.url}: {error.strerror}; --port takes another") from error
 
 
 def _greeting(url: str, options: Options) -> str:

@@ -299,9 +299,26 @@ def test_requests_at_the_same_time_get_their_own_answers(champion: Service) -> N
             np.testing.assert_allclose(got, alone[index], atol=1e-6)
 
 
-def test_a_replica_that_the_cluster_cannot_hold_is_refused(ray_local: None) -> None:
-    with pytest.raises(ValueError, match=r"cpus: 64 is more than the cluster has \(2 CPU\)"):
-        app.start(app.Options(cpus=64))
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ({"cpus": 64}, r"cpus: 64 is more than the cluster has \(2 CPU\)"),
+        ({"gallery_gpus": 1, "galleries": "shops"}, r"gallery_gpus: 1 is more than the cluster has \(0 GPU\)"),
+        ({"replicas": "3:5"}, "replicas: 3 with 1 CPU each need 3 CPU; this machine has 2"),
+        ({"replicas": "2", "cpus": 1.5}, "replicas: 2 with 1.5 CPU each need 3 CPU; this machine has 2"),
+    ],
+)
+def test_replicas_that_the_cluster_cannot_hold_are_refused(
+    wanted: dict[str, Any], says: str, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ValueError, match=says):
+        app.start(app.Options(**wanted))
+
+
+def test_the_address_of_an_ipv6_host_is_one_that_clients_take() -> None:
+    url = app.Options(host="::1", port=8123).url
+    assert (httpx.URL(url).host, httpx.URL(url).port) == ("::1", 8123)
 
 
 @pytest.mark.slow
@@ -343,19 +360,29 @@ def test_the_command_serves_a_folder_and_leaves_no_process_behind(tmp_path: Path
         (["--poll", "0"], "poll: 0 must be above 0"),
         (["--limits.images", "0"], "images"),
         (["--limits.imags", "1"], "unknown option '--limits.imags'; valid: --limits.images"),
-        (["--port", "{taken}"], "cannot listen on 127.0.0.1:"),
+        (["--port", "{taken}"], "cannot listen on http://127.0.0.1:{taken}: "),
+        (["--port", "70000"], "port: 70000 is no port; valid: 1 to 65535"),
+        (["--port", "-1"], "port: -1 is no port"),
+        (["--port", "{free}", "--galleries", "{file}"], "galleries: {file}: File exists"),
+        (["--port", "{free}", "--galleries", "{file}/inside"], "Not a directory"),
     ],
 )
 def test_what_cannot_start_is_one_line_and_exit_2(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "file").touch()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        words = [word.format(taken=taken.getsockname()[1]) for word in arguments]
+        known = {"taken": taken.getsockname()[1], "free": free_port(), "file": tmp_path / "file"}
         with pytest.raises(SystemExit) as stopped:
-            app.main(words)
+            app.main([word.format(**known) for word in arguments])
     assert stopped.value.code == 2
     shown = capsys.readouterr()
-    assert says in shown.err
+    assert says.format(**known) in shown.err
     assert len(shown.err.splitlines()) == 1
