@@ -161,6 +161,7 @@ async function compare() {
     const answer = await ask("v1/verify", { a, b, threshold: Math.min(stops[stop].threshold, 2) });
     if (mine !== comparison) return; // another image was chosen meanwhile
     if (answer.calibration !== (calibration?.id ?? null)) await loadCalibration();
+    if (mine !== comparison) return;
     distance = answer.distance;
     chart.show({ distance });
   } catch (error) {

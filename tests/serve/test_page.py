@@ -371,6 +371,27 @@ def test_a_calibration_that_changes_meanwhile_is_taken_up(
     expect(tab.get_by_role("cell", name="1.5000")).to_be_visible()
 
 
+@pytest.mark.slow
+def test_a_pair_that_is_compared_while_the_last_ones_calibration_is_read_is_the_one_shown(
+    tab: Page, service: Service, pictures: dict[str, Path]
+) -> None:
+    opened(tab, service)
+    held: list[Any] = []
+    tab.route("**/v1/calibration", lambda route: route.continue_() if held else held.append(route))
+    other = Calibration.of([vars(CALIBRATION.at(0.1))], None, "ours.csv: 3 positives", 1_800_000_000)
+    service.source.current = colour(other)
+    with tab.expect_request("**/v1/calibration"):
+        give(tab, pictures["red"], pictures["blue"])
+    give(tab, pictures["red"], pictures["red"])
+    expect(tab.locator("#why")).to_contain_text("0.000 apart")
+    with tab.expect_response("**/v1/calibration"):
+        held[0].continue_()
+    tab.wait_for_timeout(300)
+    tab.get_by_role("slider").press("End")
+    expect(tab.locator("#why")).to_contain_text("0.000 apart")
+    expect(tab.get_by_role("img", name=re.compile("This pair is at 0.0"))).to_be_visible()
+
+
 CONTRAST = """() => {
     const parse = (text) => text.match(/[\\d.]+/g).map(Number);
     const luminance = ([r, g, b]) => [r, g, b].map((v) => v / 255)
