@@ -102,17 +102,17 @@ class Database:
 
     def __init__(self, here: Here, container: Mapping[str, Any], init: str, port: int) -> None:
         self._here = here
-        self._environment = here.environment(container) | {"PGHOST": "127.0.0.1", "PGPORT": str(port)}
-        rights = self._environment["POSTGRES_INITDB_ARGS"].split()
-        known = self._environment["POSTGRES_USER"], self._environment["POSTGRES_PASSWORD"]
+        self.environment = here.environment(container) | {"PGHOST": "127.0.0.1", "PGPORT": str(port)}
+        rights = self.environment["POSTGRES_INITDB_ARGS"].split()
+        known = self.environment["POSTGRES_USER"], self.environment["POSTGRES_PASSWORD"]
         self._server = Postgres(*known, rights, container["args"], port=port)
-        self._environment["PATH"] = f"{self._server.programs}{os.pathsep}{self._environment['PATH']}"
-        here.run(["bash", "-e", "-c", init], self._environment)
-        here.run(container["readinessProbe"]["exec"]["command"], self._environment)
+        self.environment["PATH"] = f"{self._server.programs}{os.pathsep}{self.environment['PATH']}"
+        here.run(["bash", "-e", "-c", init], self.environment)
+        here.run(container["readinessProbe"]["exec"]["command"], self.environment)
 
     def query(self, database: str, user: str, password: str, text: str) -> str:
         words = ["psql", "-At", "-U", user, "-d", database, "-c", text]
-        return self._here.run(words, {**self._environment, "PGPASSWORD": password}).strip()
+        return self._here.run(words, {**self.environment, "PGPASSWORD": password}).strip()
 
     def stop(self) -> None:
         self._server.stop()
