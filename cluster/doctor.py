@@ -10,6 +10,7 @@ import re
 import socket
 import sys
 import tempfile
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,6 +114,9 @@ def gpus() -> Iterator[Finding]:
 
 def mlflow() -> Iterator[Finding]:
     """The server's health, version and rights, then an artifact there and back."""
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        yield Finding("mlflow", "note", "MLFLOW_TRACKING_URI is not set: runs go to SQLite on this machine")
+        return
     uri = tracking.connect()
     shown = without_password(uri)
     if uri.startswith(("http://", "https://")):
@@ -257,8 +261,13 @@ def _refused(host: str, port: int) -> str:
 
 
 def _get(url: str) -> str:
-    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD"))
+    """Asks as MLflow's client does: as the user that the address names, else as that of the environment."""
+    parsed = urllib.parse.urlsplit(url)
+    user, password = (urllib.parse.unquote(text or "") for text in (parsed.username, parsed.password))
+    if not user:
+        user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD"))
     known = base64.b64encode(f"{user}:{password}".encode()).decode()
+    url = parsed._replace(netloc=parsed.netloc.rpartition("@")[2]).geturl()
     request = urllib.request.Request(url, headers={"Authorization": f"Basic {known}"} if user else {})  # noqa: S310
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310  # the person's own address
         return str(answer.read().decode(errors="replace").strip())

@@ -1,5 +1,6 @@
 """What the doctor says of things that are well, away, or another version; the whole composition is in tests/k8s."""
 
+import base64
 import functools
 import socket
 import threading
@@ -104,6 +105,41 @@ def test_an_mlflow_of_another_version_is_told(alone: Path, monkeypatch: pytest.M
         server.shutdown()
     assert finding.state == "fault"
     assert f"is 2.0.0, here it is {nodes.versions()['mlflow']}" in finding.said
+
+
+def test_an_mlflow_that_is_not_named_is_not_well(alone: Path) -> None:
+    """As in a pod without the variable: nothing is asked, and nothing is left behind."""
+    [finding] = doctor.mlflow()
+    assert (finding.state, finding.said[:34]) == ("note", "MLFLOW_TRACKING_URI is not set: ru")
+    assert list(alone.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "known"),
+    [("me:p%40ss@", "me:p@ss"), ("", "named:outside"), ("me@", "me:")],
+)
+def test_mlflow_is_asked_by_the_user_of_its_address_or_else_of_the_environment(
+    alone: Path, monkeypatch: pytest.MonkeyPatch, address: str, known: str
+) -> None:
+    asked = []
+
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(base64.b64decode(self.headers["Authorization"].removeprefix("Basic ")).decode())
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"2.0.0")
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "named")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "outside")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert doctor._get(f"http://{address}127.0.0.1:{server.server_address[1]}/version") == "2.0.0"
+        server.shutdown()
+    assert asked == [known]
 
 
 @pytest.mark.parametrize(
