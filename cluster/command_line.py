@@ -151,7 +151,10 @@ def one_line_errors(status: int = 1) -> Iterator[None]:
         field = ".".join(part for part in path if part)
         shown = f" (got {first['input']!r})" if first["loc"] else ""
         _stop(f"{field}{': ' if field else ''}{first['msg'].removeprefix('Value error, ')}{shown}", status)
-    except (ValueError, KeyError, FileNotFoundError, TrainingError, TrackingError, OutboxInUse) as error:
+    except OSError as error:
+        why = error.strerror or str(error)
+        _stop(f"{error.filename}: {why}" if error.filename else why, status)
+    except (ValueError, KeyError, TrainingError, TrackingError, OutboxInUse) as error:
         # The text of a KeyError is in quotes.
         _stop(str(error.args[0] if isinstance(error, KeyError) and error.args else error), status)
     except Exception as error:

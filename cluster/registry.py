@@ -298,16 +298,25 @@ def fetch(model: str) -> tuple[Path, str]:
     Args:
         model: a checkpoint folder, models:/NAME@ALIAS or models:/NAME/VERSION.
 
+    Returns:
+        The folder; its own name, or NAME@VERSION.
+
     Raises:
         ValueError: the registry has no such model.
-        MlflowException: the tracking server cannot be reached, or refuses.
+        TrackingError: the tracking server cannot be reached, or refuses.
     """
     if not model.startswith("models:"):
         return Path(model), Path(model).resolve().name
-    version = find(model)
-    if version is None:
-        raise ValueError(f"{model} is not in the MLflow registry; python -m tune.search registers a champion")
-    return download(version), version.label
+    with tracking.one_line(tracking.connect()):
+        version = find(model)
+        if version is None:
+            raise ValueError(f"{model} is not in the MLflow registry; python -m tune.search registers a champion")
+        return download(version), version.label
+
+
+def pinned(label: str) -> str:
+    """The URI of a version by its label: models:/onethreshold/3 of onethreshold@3."""
+    return f"models:/{label.replace('@', '/')}"
 
 
 def _cache() -> Path:

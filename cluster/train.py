@@ -237,12 +237,9 @@ def _begin(options: Options, storage: str) -> tuple[RunFolder, Job]:
 
 def _warm(job: Job, init: str) -> Job:
     """The job with first weights; an alias is pinned to the version that it points to now."""
-    if init.startswith("models:"):
-        found = registry.find(init)
-        init = init if found is None else f"models:/{found.name}/{found.version}"
-    model = checkpoint.load(registry.fetch(init)[0])
-    source = init if init.startswith("models:") else session.local_path(init)
-    return replace(job, init=checkpoint.warm_start(model, job.config), init_from=source)
+    folder, name = registry.fetch(init)
+    source = registry.pinned(name) if init.startswith("models:") else session.local_path(init)
+    return replace(job, init=checkpoint.warm_start(checkpoint.load(folder), job.config), init_from=source)
 
 
 def _resumed(words: Sequence[str], name: str) -> Options:

@@ -193,8 +193,7 @@ class Offline:
         """Embeds the images in this process."""
         if not self._model:
             raise ReachError("give --model: the checkpoint folder or models:/NAME@ALIAS that is to embed the images")
-        folder, _ = registry.fetch(self._model)
-        model = _embedder(self._model, folder)
+        model = _embedder(self._model)
         if not self._run(self._galleries.claim(name, label(model))):
             return False
         done = 0
@@ -224,12 +223,12 @@ class Offline:
             raise ReachError(error.message) from error
 
 
-def _embedder(wanted: str, folder: Path) -> Embedder:
+def _embedder(wanted: str) -> Embedder:
+    folder, name = registry.fetch(wanted)
     if not wanted.startswith("models:"):
-        return CheckpointEmbedder(folder, registry.NAME, folder.resolve().name)
-    version = registry.find(wanted)
-    assert version is not None
-    return CheckpointEmbedder(folder, version.name, str(version.version))
+        return CheckpointEmbedder(folder, registry.NAME, name)
+    registered, _, version = name.partition("@")
+    return CheckpointEmbedder(folder, registered, version)
 
 
 def _decoded(model: Embedder, item: str, data: bytes) -> Any:

@@ -81,6 +81,20 @@ def test_the_search_refuses_alike(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert str(tmp_path / "none") in stopped(capsys, words, search.main)
 
 
+def test_an_error_of_the_system_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder, why in ((tmp_path / "file" / "x", "Not a directory"), (tmp_path / "file", "File exists")):
+        with pytest.raises(SystemExit), command_line.one_line_errors():
+            folder.mkdir()
+        assert capsys.readouterr().err == f"error: {folder}: {why}\n"
+    with pytest.raises(SystemExit), command_line.one_line_errors():
+        Path("/proc/self/mem").read_bytes()
+    assert capsys.readouterr().err == "error: Input/output error\n"
+    with pytest.raises(SystemExit), command_line.one_line_errors():
+        raise FileNotFoundError("no such table")
+    assert capsys.readouterr().err == "error: no such table\n"
+
+
 def test_settings_are_changed_by_name() -> None:
     options = command_line.parse(
         train.Options, ["--recipe", "digits", "--optim.lr=0.5", "--workers", "3", "--loss.options", "alpha", "3"]

@@ -34,6 +34,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run_id(mlflow_store: str) -> str:
     import mlflow
 
+    mlflow.set_tracking_uri(mlflow_store)  # a test before may have had another
     with mlflow.start_run() as run:
         return run.info.run_id
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import mlflow
 import numpy as np
 import pytest
 
@@ -276,7 +277,9 @@ def test_galleries_survive_the_death_of_their_process(service: Service) -> None:
     assert service.ask("GET", "/v1/galleries/lasting")["items"] == 20
 
 
-def test_a_folder_without_a_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_service(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Built, listed, embedded anew by another model, and deleted, all offline."""
     import asyncio
 
@@ -294,6 +297,12 @@ def test_a_folder_without_a_service(tmp_path: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         command.main(["rebuild", "shop", "--model", str(write_checkpoint(tmp_path / "two", seed=2)), *store])
     assert "30 of its 30 items have no kept image" in capsys.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    before = mlflow.get_tracking_uri()
+    with pytest.raises(SystemExit):
+        command.main(["rebuild", "shop", "--model", "models:/nobody@champion", *store])
+    mlflow.set_tracking_uri(before)
+    assert capsys.readouterr().err == "error: MLflow at http://127.0.0.1:9: does not answer (Connection refused)\n"
 
     files = [noise(seed) for seed in range(20)]
 
