@@ -15,8 +15,8 @@ import ray
 import ray.data
 import rich.progress
 
-from cluster import command_line, embedding_table, registry, session, shared_storage
-from cluster.embed_shards import Embedder, Shard, Subject
+from cluster import command_line, embedding_table, registry, session, shared_storage, tracking
+from cluster.embed_shards import Embedder, Model, Shard, Subject
 from cluster.embedding_table import SHARD, Made
 from dml import checkpoint
 from dml.config import Config, DataConfig
@@ -40,7 +40,7 @@ class Options:
     model: str = f"models:/{registry.NAME}@{registry.ALIAS}"
     """A checkpoint folder, models:/NAME@ALIAS or models:/NAME/VERSION."""
     data: str = ""
-    """A folder, or a dataset: glyphs, digits. Default: the data that the model was trained on, all splits of it."""
+    """A folder that every node sees, or a dataset: glyphs, digits. Default: all that the model was trained on."""
     out: str = ""
     """emb.parquet, or a folder; a path that every node sees."""
     workers: int = 0
@@ -65,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = Path(options.out).absolute()
         folder, name = registry.fetch(options.model)
         loaded = checkpoint.load(folder)
-        if not options.model.startswith("models:"):
+        if options.model.startswith("models:"):
+            model = Model(registry.pinned(name), tracking.connect())
+        else:
+            model = Model(str(folder.absolute()))
             name = f"{registry.NAME}@{name}"  # as a service of this folder calls it
         subject = _subject(options.data, loaded.config)
         made = Made(
@@ -84,14 +87,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _open(parts, made)
     with command_line.one_line_errors():
         session.connect()
-        _embed(options, folder.absolute(), subject, made, parts)
-        bad = _list_bad(parts, out.with_name(f"{out.stem}.{BAD}") if single else parts / BAD)
+        _embed(options, model, subject, made, parts)
+        file = out.with_name(f"{out.stem}.{BAD}") if single else parts / BAD
+        bad = _list_bad(parts, subject.unnamed, file)
         rows = embedding_table.count(parts)
         if single:
             _join(parts, out, made)
         print(f"{rows:,} of {made.images:,} images embedded by {made.model} (D = {made.dim}) into {out}")
         if bad:
-            command_line.warn(f"{made.images - rows:,} files are no readable images; {bad} lists them with the reasons")
+            command_line.warn(f"{bad:,} files are no readable images; {file} lists them with the reasons")
     return 0
 
 
@@ -118,26 +122,31 @@ def _subject(data: str, config: Config) -> Subject:
     if not root.is_dir():
         valid = [each for each in datasets.DATASETS if each != "image_folder"]
         raise ValueError(f"data: {root} is not a folder, and {unknown('dataset', name, valid)}")
-    ids, labels_or_none, sizes = _listed(root)
+    ids, sizes, unnamed = _listed(root)
     if not ids:
         raise DataError(f"data: no image under {root}")
+    firsts = [each.partition("/")[0] if "/" in each else None for each in ids]
     identity = digest(*(f"{each}:{size}" for each, size in zip(ids, sizes, strict=True)))
-    return Subject(trained, str(root), ids, labels_or_none, identity)
+    return Subject(trained, str(root), ids, firsts, identity, unnamed)
 
 
-def _listed(root: Path) -> tuple[list[str], list[str | None], list[int]]:
-    """Paths of the image files beneath a folder in order, the first folder of each path, and sizes in bytes."""
+def _listed(root: Path) -> tuple[list[str], list[int], list[tuple[str, str]]]:
+    """Paths of the image files beneath a folder in order, sizes in bytes, and the files whose paths can be no ids."""
     known = folders.extensions()
-    found = []
+    found, unnamed = [], []
     for folder, inner, names in os.walk(root):
         inner[:] = [name for name in inner if not name.startswith(".")]
         for name in names:
             path = Path(folder, name)
             if path.suffix.lower() in known and not name.startswith(".") and path.is_file():
-                found.append((path.relative_to(root).as_posix(), path.stat().st_size))
+                inside = path.relative_to(root).as_posix()
+                shown = os.fsencode(inside).decode("utf-8", "backslashreplace")
+                if shown == inside:
+                    found.append((inside, path.stat().st_size))
+                else:
+                    unnamed.append((shown, "its name is not UTF-8"))
     found.sort()
-    labels = [path.partition("/")[0] if "/" in path else None for path, _ in found]
-    return [path for path, _ in found], labels, [size for _, size in found]
+    return [path for path, _ in found], [size for _, size in found], sorted(unnamed)
 
 
 def _operating_points(folder: Path) -> list[dict[str, Any]]:
@@ -167,20 +176,24 @@ def _open(parts: Path, made: Made) -> None:
     new.replace(manifest)
 
 
-def _embed(options: Options, folder: Path, subject: Subject, made: Made, parts: Path) -> None:
+def _embed(options: Options, model: Model, subject: Subject, made: Made, parts: Path) -> None:
     """Embeds the shards that are not there yet."""
-    shared_storage.check(str(parts))
+    shared_storage.check(str(parts), "out")
+    if subject.root:
+        shared_storage.check_there(str(Path(subject.root, subject.ids[0])), "data")
+    if not model.store:
+        shared_storage.check_there(model.place, "model")
     total = -(-len(subject) // options.shard)
     todo = [number for number in range(total) if not (parts / SHARD.format(number)).is_file()]
     done = min(len(subject), (total - len(todo)) * options.shard)
     with _progress(quiet=options.quiet) as bar:
         task = bar.add_task("embedding", total=len(subject), completed=done)
-        for row in _results(options, folder, subject, made, parts, todo) if todo else ():
+        for row in _results(options, model, subject, made, parts, todo) if todo else ():
             bar.advance(task, int(row["images"]))
 
 
 def _results(
-    options: Options, folder: Path, subject: Subject, made: Made, parts: Path, todo: Sequence[int]
+    options: Options, model: Model, subject: Subject, made: Made, parts: Path, todo: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     total = ray.cluster_resources()
     gpus = options.gpus_per_worker if options.gpus_per_worker is not None else min(1.0, total.get("GPU", 0.0))
@@ -191,24 +204,26 @@ def _results(
     shards = [{"shard": Shard(number, *subject.part(number * options.shard, options.shard))} for number in todo]
     found = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
         Embedder,
-        fn_constructor_args=(str(folder), subject.config, subject.root, made, str(parts), options.batch),
+        fn_constructor_args=(model, subject.config, subject.root, made, str(parts), options.batch),
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=options.cpus_per_worker,
         num_gpus=gpus or None,
     )
-    yield from found.iter_rows()
+    for row in found.iter_rows():
+        if row["wrong"]:
+            raise ValueError(row["wrong"])
+        yield row
 
 
-def _list_bad(parts: Path, out: Path) -> Path | None:
-    """Writes the files that could not be read, with the reasons; None where there are none."""
-    bad = [row for file in sorted(parts.glob("bad-*.json")) for row in json.loads(file.read_text())]
-    if not bad:
-        return None
-    with out.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("file", "why"), *bad])
-    return out
+def _list_bad(parts: Path, unnamed: Sequence[tuple[str, str]], out: Path) -> int:
+    """Writes the files that could not be embedded, if there are any, with the reasons; returns how many."""
+    bad = [*unnamed, *(row for file in sorted(parts.glob("bad-*.json")) for row in json.loads(file.read_text()))]
+    if bad:
+        with out.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("file", "why"), *bad])
+    return len(bad)
 
 
 def _join(parts: Path, out: Path, made: Made) -> None:

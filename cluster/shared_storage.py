@@ -1,6 +1,8 @@
-"""Whether every node sees the storage that checkpoints go to."""
+"""Whether every node sees the storage that results go to, and what it is to read."""
 
 import uuid
+from collections.abc import Sequence
+from typing import Any
 
 from cluster import nodes
 
@@ -8,7 +10,7 @@ TIMEOUT = 60.0
 """Seconds that the nodes have to answer."""
 
 
-def check(storage: str) -> None:
+def check(storage: str, option: str = "storage") -> None:
     """Refuses a storage that some node of the cluster does not see; on one node there is nothing to ask.
 
     A file is left there and each node is asked for it. Else a training would find out when its first checkpoint, which
@@ -16,6 +18,7 @@ def check(storage: str) -> None:
 
     Args:
         storage: absolute path or URI.
+        option: by which a person gave it.
 
     Raises:
         ValueError: a node does not see it, or does not answer.
@@ -34,16 +37,22 @@ def check(storage: str) -> None:
         answers = list(nodes.ask(sees, alive, TIMEOUT, storage, probe))
     finally:
         filesystem.delete_file(probe)
-    for _, answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    for wrong, what in ((False, "do not see it"), (None, "do not answer")):
-        which = sorted(address for address, answer in answers if answer is wrong)
-        if which:
-            raise ValueError(
-                f"storage: checkpoints go to {storage}, but nodes {', '.join(which)} {what}; give --storage a path "
-                "on a file system that every node mounts, or a URI such as s3://bucket/folder"
-            )
+    _refuse(answers, storage, option)
+
+
+def check_there(path: str, option: str) -> None:
+    """Refuses a file or folder, which is to be read, that some node of the cluster does not see.
+
+    Args:
+        path: absolute.
+        option: by which a person gave it.
+
+    Raises:
+        ValueError: a node does not see it, or does not answer.
+    """
+    alive = nodes.alive()
+    if len(alive) > 1:
+        _refuse(list(nodes.ask(sees, alive, TIMEOUT, path, path)), path, option)
 
 
 def sees(storage: str, probe: str) -> bool:
@@ -52,3 +61,17 @@ def sees(storage: str, probe: str) -> bool:
 
     filesystem, _ = pyarrow.fs.FileSystem.from_uri(storage)
     return bool(filesystem.get_file_info(probe).type != pyarrow.fs.FileType.NotFound)
+
+
+def _refuse(answers: Sequence[tuple[str, Any]], path: str, option: str) -> None:
+    for _, answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    uri = ", or a URI such as s3://bucket/folder" if option == "storage" else ""
+    for wrong, what in ((False, "do not see"), (None, "do not answer for")):
+        which = sorted(address for address, answer in answers if answer is wrong)
+        if which:
+            raise ValueError(
+                f"{option}: nodes {', '.join(which)} {what} {path}; give --{option} a path on a file system that every "
+                f"node mounts{uri}"
+            )

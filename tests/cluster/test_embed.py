@@ -2,21 +2,25 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from cluster import embed, embedding_table
+from cluster import embed, embed_shards, embedding_table
 from dml import checkpoint, encoders, evaluate, recipes
 from dml.data import datasets
+from dml.data.images import ImageError
+from dml.data.imageset import DataError
 
 CONFIG = recipes.digits("short")
 
@@ -33,6 +37,7 @@ def photos(tmp_path: Path) -> Path:
     (root / "cats" / "note.txt").write_text("not an image, and not said to be one")
     (root / "cats" / "torn.png").write_bytes((root / "cats" / "00.png").read_bytes()[:200])
     (root / "dogs" / "empty.jpg").write_bytes(b"")
+    Path(os.fsdecode(os.fsencode(root / "cats") + b"/caf\xe9.png")).write_bytes(b"its name is Latin-1")
     (root / ".hidden").mkdir()
     (root / ".hidden" / "a.png").write_bytes(b"passed over")
     return root
@@ -89,11 +94,12 @@ def test_a_folder_with_bad_files_is_embedded_but_for_these(
     with (out / "bad.csv").open(newline="") as file:
         header, *bad = csv.reader(file)
     assert header == ["file", "why"]
-    assert {name for name, _ in bad} == {"cats/torn.png", "dogs/empty.jpg"}
+    assert {name for name, _ in bad} == {r"cats/caf\xe9.png", "cats/torn.png", "dogs/empty.jpg"}
     assert all(why for _, why in bad)
+    assert dict(bad)[r"cats/caf\xe9.png"] == "its name is not UTF-8"
     said = capsys.readouterr()
     assert "30 of 32 images embedded by onethreshold@untrained" in said.out
-    assert "2 files are no readable images" in said.err
+    assert "3 files are no readable images" in said.err
 
 
 def test_it_goes_on_where_it_was_stopped(model: Path, photos: Path, tmp_path: Path, ray_local: None) -> None:
@@ -126,7 +132,9 @@ def test_another_model_or_other_data_is_refused(
     assert "holds shards of another run (data " in refused(capsys, "--model", model, *same)
 
 
-def test_what_cannot_be_is_said_at_once(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_is_said_at_once(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = ("--out", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
@@ -141,7 +149,39 @@ def test_what_cannot_be_is_said_at_once(model: Path, tmp_path: Path, capsys: pyt
         capsys, "--model", model, "--data", "digits", "--out", tmp_path / "there.parquet"
     )
     assert "is not in the MLflow registry" in refused(capsys, "--model", "models:/nobody@champion", *out)
+    under = ("--out", tmp_path / "there.parquet" / "out")
+    assert f"error: {under[1]}: Not a directory\n" == refused(capsys, "--model", model, "--data", "digits", *under)
+    before = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    said = refused(capsys, "--model", "models:/nobody@champion", *out)
+    mlflow.set_tracking_uri(before)
+    assert said == "error: MLflow at http://127.0.0.1:9: does not answer (Connection refused)\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_went_is_a_bad_one_and_a_storage_that_fails_is_none(photos: Path) -> None:
+    root = str(photos)
+    with pytest.raises(ImageError, match="no such file or directory"):
+        embed_shards.read(photos / "cats" / "98.png", root)
+    (photos / "dogs" / "broken.png").symlink_to("/proc/self/mem")  # a read of it is an I/O error
+    with pytest.raises(DataError, match=r"dogs/broken.png cannot be read on node .*: input/output error; what is"):
+        embed_shards.read(photos / "dogs" / "broken.png", root)
+    shutil.rmtree(photos)
+    for _ in ("gone", "not mounted"):
+        with pytest.raises(DataError, match="no such file or directory; what is embedded stays"):
+            embed_shards.read(photos / "cats" / "00.png", root)
+        photos.mkdir(exist_ok=True)
+
+
+def test_a_shard_whose_storage_fails_is_not_done(
+    model: Path, photos: Path, tmp_path: Path, ray_local: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "dogs" / "broken.png").symlink_to("/proc/self/mem")
+    with pytest.raises(SystemExit) as stop:
+        run("--model", model, "--data", photos, "--out", tmp_path / "out")
+    assert stop.value.code == 1
+    assert "broken.png cannot be read on node" in capfd.readouterr().err.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.json"]
 
 
 @pytest.mark.slow

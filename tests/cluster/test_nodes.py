@@ -1,11 +1,13 @@
-"""Clusters of several nodes on this machine: nodes that go and come, and one that does not see the storage."""
+"""Clusters of several nodes on this machine: nodes that go and come, and one that does not see what others see."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from PIL import Image
 from ray.cluster_utils import Cluster
 
+from cluster import embedding_table, registry
+from cluster.tracking import Store
 from tests import drivers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -123,24 +128,64 @@ def test_a_node_that_is_lost_is_made_up_for_when_another_comes(nodes: Cluster, t
     assert list(history(tmp_path, "train/loss")) == list(range(10, 241, 10))
 
 
+@contextmanager
+def blind(nodes: Cluster, folder: Path) -> Iterator[None]:
+    """A node of one CPU that lives behind a mount of its own: where the folder is, it sees an empty one."""
+    ray = f"{sys.executable} -m ray.scripts.scripts start --block --num-cpus 1 --address {nodes.address}"
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    there = len(nodes.global_state.node_table())
+    node = subprocess.Popen(
+        ["unshare", "-rm", "sh", "-c", f"mount -t tmpfs none {folder} && exec {ray}"], env=environment
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while sum(node["Alive"] for node in nodes.global_state.node_table()) <= there:
+            assert time.monotonic() < deadline, "the node did not join"
+            time.sleep(0.5)
+        yield
+    finally:
+        for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
+            process.kill()
+        node.wait()
+
+
 def test_a_storage_that_a_node_does_not_see_is_refused(nodes: Cluster, tmp_path: Path) -> None:
-    """The node lives behind a mount of its own: where the storage is, it sees an empty folder."""
     nodes.add_node(num_cpus=1)
     storage = tmp_path / "storage"
     storage.mkdir()
-    ray = f"{sys.executable} -m ray.scripts.scripts start --block --num-cpus 1 --address {nodes.address}"
-    blind = subprocess.Popen(["unshare", "-rm", "sh", "-c", f"mount -t tmpfs none {storage} && exec {ray}"])
-    try:
-        deadline = time.monotonic() + 60
-        while sum(node["Alive"] for node in nodes.global_state.node_table()) < 3:
-            assert time.monotonic() < deadline, "the node did not join"
-            time.sleep(0.5)
+    with blind(nodes, storage):
         driver = start(tmp_path, nodes, "--workers", "2", "--storage", str(storage))
         said, _ = driver.communicate(timeout=200)
-    finally:
-        for process in [*psutil.Process(blind.pid).children(recursive=True), psutil.Process(blind.pid)]:
-            process.kill()
-        blind.wait()
     assert driver.returncode == 1
-    assert re.search(f"checkpoints go to {storage}, but nodes .* do not see it; give --storage a path", said)
+    assert re.search(f"storage: nodes .* do not see {storage}; give --storage a path .*, or a URI", said)
     assert list(storage.iterdir()) == [], "nothing is left there"
+
+
+def test_embedding_on_a_node_that_is_not_the_drivers(
+    nodes: Cluster, model: Path, mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fetches a registered model by itself; a folder of images that it does not see is refused."""
+    hidden, seen = tmp_path / "hidden", tmp_path / "seen"
+    for folder in (hidden / "photos", seen):
+        folder.mkdir(parents=True)
+        for number in range(3):
+            Image.new("L", (8, 8), number).save(folder / f"{number}.png")
+    monkeypatch.setenv("ONETHRESHOLD_CACHE", str(hidden / "cache"))
+    run = MlflowClient(mlflow_store).create_run(Store.open().experiment).info.run_id
+    registry.register(model, run_id=run, operating_points=[], metrics={}, name="elsewhere")
+
+    def embed(data: Path) -> subprocess.CompletedProcess[str]:
+        words = ["--model", "models:/elsewhere/1", "--data", data, "--out", tmp_path / f"{data.name}.parquet"]
+        environment = {**os.environ, "RAY_ADDRESS": nodes.address}
+        command = [sys.executable, "-m", "cluster.embed", *map(str, words)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+    with blind(nodes, hidden):
+        done, blindly = embed(seen), embed(hidden / "photos")
+    assert "3 of 3 images embedded by elsewhere@1" in done.stdout, done.stderr
+    assert embedding_table.count(tmp_path / "seen.parquet") == 3
+    assert blindly.returncode == 1
+    assert re.fullmatch(
+        f"error: data: nodes .* do not see {hidden}/photos/0.png; give --data a path .* every node mounts\n",
+        blindly.stderr,
+    )
