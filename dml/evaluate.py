@@ -91,7 +91,7 @@ def curves(
             group=group,
         )
     except UnreachableFARError:
-        if config.far_min * negative_pairs(labels_N) < 1:
+        if config.far_min * PairGrid.of(embeddings_ND, labels_N, gallery).negatives < 1:
             raise
         return None
 

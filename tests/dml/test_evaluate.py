@@ -62,6 +62,17 @@ def test_too_few_pairs_for_the_range_are_an_error_not_a_collapse(splits: dataset
         evaluate.check(splits.val, EvaluateConfig(far_min=1e-9))
 
 
+def test_queries_with_too_few_gallery_items_are_an_error_whatever_there_is_among_the_queries() -> None:
+    """24 queries of 6 classes, an item of 5 of them: 100 negatives, of which the queries alone have 240."""
+    queries, gallery = torch.arange(24) % 6, torch.arange(5)
+    rows, config = torch.eye(6), EvaluateConfig(far_min=0.005)
+    with pytest.raises(ValueError, match=r"FAR 0[.]005 cannot be reached: 100 negative pairs"):
+        evaluate.curves(rows[queries], queries, config, gallery=(rows[gallery], gallery))
+    ones = torch.ones(100, 6)
+    many = torch.arange(100) % 6
+    assert evaluate.curves(ones[:24], queries, config, gallery=(ones, many)) is None, "collapsed"
+
+
 def test_the_sample_of_train_is_the_same_in_the_whole_run_and_shares_its_places_out(splits: datasets.Splits) -> None:
     data = splits.train
     config = CONFIG.replace(**{"evaluate.train_images": 100})
