@@ -120,16 +120,17 @@ def calibrate(
 def operating_point(pairs: PairDistances, far_target: float) -> OperatingPoint:
     """The largest threshold whose FAR is at most the target, without intervals.
 
-    It is the distance of the farthest negative that can still be accepted; negatives of equal distance are accepted
-    together, so the achieved FAR may lie below the target. It stands on the far edge of that negative's cell, less
-    than 1e-6 of similarity away, where rounding cannot push a tied pair across.
+    It is the distance of the farthest pair before the first negative that can no longer be accepted; negatives of equal
+    distance are accepted together, so the achieved FAR may lie below the target. It stands on the far edge of that
+    pair's cell, less than 1e-6 of similarity away, where rounding cannot push a tied pair across.
 
     Raises:
         ValueError: a target that is no rate.
         UnreachableFARError: even the nearest negatives exceed the target.
     """
     check_targets([far_target])
-    at = farthest_within(pairs.negatives_M, far_target)
+    reached = pairs.far_M[farthest_within(pairs.negatives_M, far_target)]
+    at = int(pairs.far_M.searchsorted(reached, side="right")) - 1  # positives up to the next negative cost no FAR
     return OperatingPoint(
         far_target=float(far_target),
         threshold=float(pairs.distances_M[at]),

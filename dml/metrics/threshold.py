@@ -93,8 +93,8 @@ def threshold_curves(
         gallery: embeddings (G, D) and labels (G,). A query class's positives are its queries x the items of its label,
             its negatives its queries x all other items; classes of the gallery alone have no curve.
         far_range: lower and upper bound of the global FAR, over the negatives of all classes together. The ends are the
-            largest thresholds with at most that FAR: found from all negatives up to 10 million, from a seeded sample of
-            10 million beyond.
+            distances of the farthest negatives that are accepted with at most that FAR: found from all negatives up to
+            10 million, from a seeded sample of 10 million beyond.
         frr_range: lower and upper bound of the global FRR, over the positives of all classes together. The ends are the
             smallest thresholds with at most that FRR: the first threshold is that of the upper bound, the last that of
             the lower, since a farther threshold rejects fewer. Found from all positives.

@@ -58,6 +58,12 @@ def distances(rows, labels, distance):
     return np.array(split[True]), np.sort(split[False])
 
 
+def largest(positives, negatives, allowed):
+    """The farthest pair before the first negative too many."""
+    every = np.concatenate([positives, negatives])
+    return every[every < negatives[allowed]].max()
+
+
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_largest_threshold_within_each_target(distance, seed):
@@ -67,7 +73,7 @@ def test_the_largest_threshold_within_each_target(distance, seed):
     for target, point in zip(targets, calibrate(rows, labels, far=targets, distance=distance), strict=True):
         allowed = int(target * len(negatives))
         assert point.far_target == target
-        assert point.threshold == pytest.approx(negatives[allowed - 1], abs=1e-5)
+        assert point.threshold == pytest.approx(largest(positives, negatives, allowed), abs=1e-5)
         assert point.far == allowed / len(negatives) == (negatives <= point.threshold).mean()
         assert point.frr == pytest.approx((positives > point.threshold).mean(), abs=1e-12)
         assert (point.positives, point.negatives) == (len(positives), len(negatives))
@@ -85,8 +91,7 @@ def test_ties_keep_far_below_the_target():
 def test_points_agree_with_curves_on_the_same_pairs():
     rows, labels = (x.astype(t) for x, t in zip(sample(), (np.float32, np.int64), strict=True))
     low, high = calibrate(rows, labels, far=(0.01, 0.10))
-    curves = threshold_curves(rows, labels)
-    assert [low.threshold, high.threshold] == curves.thresholds_T[[0, -1]].tolist()
+    curves = threshold_curves(rows, labels, distance_range=(low.threshold, high.threshold))
     far = ((1 - curves.specificity_CT) * curves.negatives_C[:, None]).sum(0) / curves.negatives_C.sum()
     frr = 1 - (curves.sensitivity_CT * curves.positives_C[:, None]).sum(0) / curves.positives_C.sum()
     assert [low.far, high.far] == pytest.approx(far[[0, -1]])
@@ -205,10 +210,13 @@ def test_a_threshold_is_chosen_from_pairs_alone():
     assert rates_at(pairs, point.threshold) == (point.far, point.frr)
 
 
-def test_a_positive_beyond_the_last_accepted_negative_does_not_move_the_threshold():
+def test_positives_before_the_next_negative_are_accepted_at_no_cost():
     pairs = PairDistances(np.array([0.1, 0.2, 0.3, 0.4]), np.array([5, 0, 3, 1]), np.array([0, 1, 0, 9]), "euclidean")
-    point = operating_point(pairs, 0.5)
-    assert (point.threshold, point.far, point.frr) == (0.2, 0.1, 4 / 9)
+    for target in (0.1, 0.5):
+        point = operating_point(pairs, target)
+        assert (point.threshold, point.far, point.frr) == (0.3, 0.1, 1 / 9)
+    with pytest.raises(UnreachableFARError, match=r"FAR 0[.]09 cannot be reached"):
+        operating_point(pairs, 0.09)
 
 
 @settings(max_examples=6, deadline=None)
