@@ -16,6 +16,7 @@ Int32s: TypeAlias = np.ndarray[Any, np.dtype[np.int32]]
 
 _SLOTS = 1024
 _BATCH = 2**17
+_TABLE = 2**20
 
 
 class Bins:
@@ -148,7 +149,8 @@ class TileTallyOnCPU(TileTally):
         np.bitwise_and(at, width - 1, out=at)
         np.take(columns, at, out=self.column_key[part.found], mode="clip")
         self.batch.append(part)
-        if part.found.stop >= _BATCH:
+        # Tables grow by every tile, however few pairs are found in it.
+        if part.found.stop >= _BATCH or max(part.row_table.stop, part.column_table.stop) >= _TABLE:
             self._count_batch()
 
     def _part(self, tile: Tile, found: int) -> _Part:

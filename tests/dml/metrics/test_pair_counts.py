@@ -178,6 +178,25 @@ def test_every_size_of_set_on_every_size_of_tile(n, tile, monkeypatch):
     np.testing.assert_array_equal(positives_histogram(grid), similarity_histograms(grid)[0])
 
 
+def test_where_few_pairs_are_accepted_batches_end_with_the_size_of_their_tables(monkeypatch):
+    sizes = []
+
+    class Noting(TileTallyOnCPU):
+        def _table(self, key, bin_, size):
+            sizes.append(size)
+            return super()._table(key, bin_, size)
+
+    monkeypatch.setattr("dml.metrics.pair_counts.TileTallyOnCPU", Noting)
+    monkeypatch.setattr(pair_grid, "TILE", 32)
+    grid, edges = PairGrid.of(random_set(400)[0], np.arange(400) // 2), np.linspace(0.9999, 0.999, 4001)
+    found = count_accepted(grid, edges)
+    of_a_tile = 17 * len(edges)
+    assert len(sizes) > 2
+    assert max(sizes) <= tile_tally._TABLE + of_a_tile
+    monkeypatch.setattr("dml.metrics.pair_counts.TileTallyOnCPU", TileTally)
+    np.testing.assert_array_equal(found, count_accepted(grid, edges))
+
+
 def test_cells_and_edges_agree():
     for similarity in (-1.0, -0.3, 0.0, 1e-6, 0.5, 1.0):
         assert cell_edge(cell_of(similarity)) <= similarity < cell_edge(cell_of(similarity) + 1)
