@@ -32,6 +32,7 @@ class Pairs:
         key: (seed, step), what `draws` depends on beside its stream and the global row.
         memory: earlier embeddings, the further columns of `extended`; None for none.
         counted: bool (N,), columns that are a positive or negative of some row; None for all.
+        repeats: whether the batch may hold a sample more than once; never without ids.
     """
 
     rows: Tensor
@@ -44,6 +45,7 @@ class Pairs:
     key: tuple[int, int] = (0, 0)
     memory: Memory | None = None
     counted: Tensor | None = None
+    repeats: bool = False
     _batch: "Pairs | None" = None
 
     @classmethod
@@ -91,22 +93,33 @@ class Pairs:
             counts = gather.row_counts(len(rows), ranks, rows.device)
         known = torch.stack([labels_B] if ids_B is None else [labels_B, ids_B], dim=1)
         cols, known = gather.gather(rows, counts, ranks), gather.gather(known, counts, ranks)
+        col_ids = None if ids_B is None else known[:, 1]
+        # Only a CPU is asked: a GPU compares all pairs sooner than the host has its answer.
+        repeats = col_ids is not None and (col_ids.device.type != "cpu" or len(set(col_ids.tolist())) < len(col_ids))
         return cls(
             rows=rows,
             cols=cols,
             row_labels=labels_B,
             col_labels=known[:, 0],
-            col_ids=None if ids_B is None else known[:, 1],
+            col_ids=col_ids,
             row_offset=sum(counts[: gather.rank(ranks)]),
             group=ranks,
             key=key,
             memory=memory,
+            repeats=repeats,
         )
 
     @property
     def world(self) -> int:
         """W: ranks that share this batch."""
         return gather.world(self.group)
+
+    @cached_property
+    def whole(self) -> "Pairs":
+        """The batch as one rank would hold it: rows are the columns. Itself on one rank."""
+        if self.world == 1:
+            return self
+        return replace(self, rows=self.cols, row_labels=self.col_labels, row_offset=0, group=None)
 
     @cached_property
     def extended(self) -> "Pairs":
@@ -161,6 +174,9 @@ class Pairs:
     def positives(self) -> Tensor:
         """Bool (B, N): same class, another sample."""
         same = self._same.clone() if self.counted is None else self._same & self.counted
+        if self.repeats and self.col_ids is not None:
+            row_ids = self.col_ids[self.row_offset : self.row_offset + len(self.rows)]
+            return same.logical_and_(row_ids[:, None] != self.col_ids)
         same.diagonal(self.row_offset).fill_(False)
         return same
 
@@ -196,6 +212,6 @@ class Pairs:
         """The factor of one term in `mean`: world / global_count, 1 at least below the line. A collective.
 
         Args:
-            local_count: floating scalar, terms of this rank.
+            local_count: floating, terms of this rank; of any shape, each count by itself.
         """
         return self.world / gather.sum_over_ranks(local_count, self.group).clamp(min=1)

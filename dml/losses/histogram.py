@@ -34,13 +34,10 @@ class Histogram(Loss):
 
     def forward(self, pairs: Pairs) -> Tensor:
         """The loss over the global batch, the same on every rank, a scalar."""
-        if pairs.world == 1:
-            s_NN, negatives_NN = pairs.similarity, pairs.negatives
-        else:
-            with torch.autocast(pairs.cols.device.type, enabled=False):
-                s_NN = pairs.cols @ pairs.cols.T
-            negatives_NN = pairs.col_labels[:, None] != pairs.col_labels[None, :]
-        loss: Tensor = _Overlap.apply(s_NN, negatives_NN, self.bins)
+        whole = pairs.whole
+        # Kinds: 1 positive, 2 negative, 0 a sample with itself, which goes to a histogram that nobody reads.
+        kind_NN = torch.add(whole.positives.view(torch.int8), whole.negatives.view(torch.int8), alpha=2)
+        loss: Tensor = _Overlap.apply(whole.similarity, kind_NN.long(), self.bins)
         return loss
 
 
@@ -48,22 +45,19 @@ class _Overlap(torch.autograd.Function):
     """The overlap is piecewise linear in every similarity, so its gradient is a table over intervals."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, s_NN: Tensor, negatives_NN: Tensor, bins: int) -> Tensor:
-        # Kinds: 0 positive, 1 negative, 2 a sample with itself, which goes to a histogram that nobody reads.
-        kind_NN = negatives_NN.long()
-        kind_NN.diagonal().fill_(2)
+    def forward(ctx: FunctionCtx, s_NN: Tensor, kind_NN: Tensor, bins: int) -> Tensor:
         place_NN = (s_NN + 1) * (bins / 2)
         left_NN = place_NN.long().clamp_(0, bins - 1)
         cell = (kind_NN * bins + left_NN).view(-1)
-        count = torch.bincount(cell, minlength=3 * bins).view(3, bins)[:2].to(s_NN.dtype)
-        upper = torch.bincount(cell, (place_NN - left_NN).view(-1), 3 * bins).view(3, bins)[:2].to(s_NN.dtype)
+        count = torch.bincount(cell, minlength=3 * bins).view(3, bins)[1:].to(s_NN.dtype)
+        upper = torch.bincount(cell, (place_NN - left_NN).view(-1), 3 * bins).view(3, bins)[1:].to(s_NN.dtype)
         nodes = torch.zeros(2, bins + 1, dtype=s_NN.dtype, device=s_NN.device)
         nodes[:, :-1] += count - upper
         nodes[:, 1:] += upper
         totals = count.sum(1).clamp(min=1)
         h_pos, h_neg = nodes / totals[:, None]
         # Raising s moves weight from a node to the next: a positive leaves h_neg(node), a negative gains h_pos(next).
-        slope = torch.stack([-h_neg[:-1] / totals[0], h_pos[1:] / totals[1], torch.zeros_like(h_pos[1:])]) * (bins / 2)
+        slope = torch.stack([torch.zeros_like(h_pos[1:]), -h_neg[:-1] / totals[0], h_pos[1:] / totals[1]]) * (bins / 2)
         ctx.save_for_backward(cell, slope.view(-1))
         ctx.shape = s_NN.shape  # type: ignore[attr-defined]
         overlap: Tensor = (h_neg * h_pos.cumsum(0)).sum()

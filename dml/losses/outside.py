@@ -20,7 +20,8 @@ class Outside(Loss):
     """A module called with the unit embeddings (N, D) and labels (N,) of all ranks, in full precision.
 
     It is called whole on every rank, with the same batch, which is right by the gradient rule of dml.gather for any
-    loss; its parameters stay equal over ranks, since their gradients do.
+    loss; its parameters stay equal over ranks, since their gradients do. It is told of no ids: where a batch holds a
+    sample twice (batch.small_classes repeat), it takes the two for a positive pair.
 
     Args:
         module: module(embeddings, labels) -> scalar.

@@ -13,9 +13,21 @@ def similar(unit: Tensor, a: int, b: int) -> float:
     return float(unit[a] @ unit[b])
 
 
+def with_ids(labels: list[int], ids: list[int]) -> Tensor:
+    """Labels that an oracle can tell from which samples the rows are."""
+    known = torch.tensor(labels)
+    known.ids = torch.tensor(ids)  # type: ignore[attr-defined]
+    return known
+
+
+def same_sample(labels: Tensor, row: int, other: int) -> bool:
+    ids = getattr(labels, "ids", range(len(labels)))
+    return bool(ids[row] == ids[other])
+
+
 def partners(labels: Tensor, row: int) -> tuple[list[int], list[int]]:
     """The row's positives and its negatives."""
-    others = [other for other in range(len(labels)) if other != row]
+    others = [other for other in range(len(labels)) if not same_sample(labels, row, other)]
     return [o for o in others if labels[o] == labels[row]], [o for o in others if labels[o] != labels[row]]
 
 
@@ -38,7 +50,7 @@ class LossContract:
         rows = rows.detach()
         unit = rows / rows.norm(dim=1, keepdim=True)
         with torch.no_grad():
-            value = float(loss(Pairs.of(rows, labels)))
+            value = float(loss(Pairs.of(rows, labels, ids_B=getattr(labels, "ids", None))))
         torch.testing.assert_close(value, self.oracle(loss, unit, labels), rtol=1e-9, atol=1e-12)
 
     @pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 0, 1, 2, 2], [3, 1, 3, 1, 3]])
@@ -88,6 +100,22 @@ class LossContract:
     def test_one_class_that_fills_the_batch_gives_the_formula(self) -> None:
         loss = self.make().double()
         self.check_formula(loss, *self.batch([1] * 20 + [2, 3]))
+
+    def test_a_sample_that_is_in_the_batch_twice_is_no_pair_with_itself(self) -> None:
+        """Some anchors of each class then have one positive fewer, those of the second class none."""
+        known = with_ids([0, 0, 0, 0, 1, 1, 2, 2, 3], [0, 1, 0, 2, 3, 3, 4, 5, 6])
+        loss = self.make().double()
+        for seed in range(3):
+            rows, _ = self.batch([0] * 7, seed)
+            self.check_formula(loss, rows[known.ids], known)
+
+    def test_a_batch_whose_positives_are_all_copies_gives_finite_gradients(self) -> None:
+        loss, ids = self.make().double(), torch.tensor([0, 0, 1, 1, 2, 2])
+        rows, known = self.batch([0, 1, 2])
+        value = loss(Pairs.of(rows[ids], known[ids], ids_B=ids))
+        value.backward()
+        assert torch.isfinite(value)
+        assert torch.isfinite(rows.grad).all()
 
     def test_statistics_are_detached_numbers(self) -> None:
         loss = self.make()

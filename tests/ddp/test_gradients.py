@@ -28,9 +28,14 @@ CASES: dict[str, tuple[LossConfig, int]] = {
 
 
 def data(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images, labels and ids; half of the samples of the first batch are in the second as well."""
+    """Images, labels and ids; half of the samples of the first batch are in the second as well, and one is in it twice.
+
+    Its places are on two ranks.
+    """
     images = torch.randn(N, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return images, torch.arange(N) % CLASSES, torch.arange(N) + seed * N // 2
+    ids = torch.arange(N) + seed * N // 2
+    images[3 * CLASSES], ids[3 * CLASSES] = images[0], ids[0]
+    return images, torch.arange(N) % CLASSES, ids
 
 
 def gradients(group: gather.Group | None, case: str, rows: slice) -> list[torch.Tensor]:

@@ -42,6 +42,8 @@ def batches() -> Iterator[tuple[str, Pairs]]:
     }
     for name, (embeddings, labels) in cases.items():
         yield name, Pairs.of(embeddings, torch.tensor(labels), key=(3, 11))
+    ids, labels = torch.arange(12) % 7, torch.arange(12) % 7 // 2
+    yield "samples twice", Pairs.of(rows(7)[ids], labels, ids_B=ids, key=(3, 11))
 
 
 BATCHES = dict(batches())
@@ -61,11 +63,12 @@ def oracle(name: str, pairs: Pairs) -> list[Triple]:
     """The miner's docstring as loops, over the same similarities and draws."""
     s, labels = pairs.similarity.tolist(), pairs.col_labels.tolist()
     count = len(labels)
+    ids = range(count) if pairs.col_ids is None else pairs.col_ids.tolist()
     positive_draws = pairs.draws(_POSITIVE, 1).tolist()
     negative_draws = pairs.draws(_NEGATIVE, max(1, count)).tolist()
     found: list[Triple] = []
     for a in range(count):
-        positives = [x for x in range(count) if x != a and labels[x] == labels[a]]
+        positives = [x for x in range(count) if ids[x] != ids[a] and labels[x] == labels[a]]
         negatives = [x for x in range(count) if labels[x] != labels[a]]
         if positives and negatives:
             rule = RULES[name]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dml.memory import Memory
 from dml.pairs import Pairs
 
 
@@ -12,6 +13,17 @@ def test_positives_are_other_samples_of_the_class_and_negatives_all_other_classe
     pairs = Pairs.of(torch.eye(4), torch.tensor([0, 0, 1, 1]))
     assert pairs.positives.int().tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
     assert pairs.negatives.int().tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+
+
+def test_a_sample_that_is_in_the_batch_twice_is_no_pair_with_itself() -> None:
+    ids, memory = torch.tensor([7, 8, 7, 9]), Memory(3, 4)
+    memory.add(torch.eye(4)[:3], torch.tensor([0, 0, 0]), torch.tensor([5, 5, 8]))
+    pairs = Pairs.of(torch.eye(4), torch.tensor([0, 0, 0, 1]), ids_B=ids, memory=memory)
+    assert pairs.positives.int().tolist() == [[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+    assert pairs.negatives.int().tolist() == [[0, 0, 0, 1]] * 3 + [[1, 1, 1, 0]]
+    further = pairs.extended.positives[:, 4:].int().tolist()
+    assert pairs.extended.positives[:, :4].equal(pairs.positives)
+    assert further == [[1, 1, 0]] * 3 + [[0, 0, 0]], "of the memory, id 8 is in the batch"
 
 
 def test_similarity_is_the_cosine_whatever_the_length() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dml import losses
 from dml.losses.histogram import Histogram
 from dml.pairs import Pairs
-from tests.contracts.loss_contract import DIM, LossContract
+from tests.contracts.loss_contract import DIM, LossContract, same_sample
 
 
 class TestHistogram(LossContract):
@@ -26,6 +26,8 @@ class TestHistogram(LossContract):
         h = {True: [0.0] * len(nodes), False: [0.0] * len(nodes)}
         for i in range(len(labels_N)):
             for j in range(i):
+                if same_sample(labels_N, i, j):
+                    continue
                 s = float(unit_ND[i] @ unit_ND[j])
                 for r, node in enumerate(nodes):
                     h[bool(labels_N[i] == labels_N[j])][r] += max(0, 1 - abs(s - node) / width)

@@ -17,7 +17,7 @@ def all_triplets(pairs: Pairs) -> Tuples:
     """Every (anchor, positive, negative), by loops."""
     found = []
     for a in range(len(pairs.rows)):
-        positives, negatives = partners(pairs.col_labels, a)
+        positives, negatives = (mask[a].nonzero()[:, 0].tolist() for mask in (pairs.positives, pairs.negatives))
         found += [(a, p, n) for p in positives for n in negatives]
     columns = zip(*found, strict=True) if found else ((), (), ())
     return Tuples(*(torch.tensor(column, dtype=torch.int64) for column in columns))

@@ -80,6 +80,9 @@ class TestOutside(LossContract):
         ]
         return 0.5 * sum(squares) / len(squares)
 
+    @pytest.mark.skip("it is called with embeddings and labels, which do not tell copies")
+    def test_a_sample_that_is_in_the_batch_twice_is_no_pair_with_itself(self) -> None: ...
+
 
 def batch() -> tuple[Tensor, Tensor]:
     rows = torch.randn(12, DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
