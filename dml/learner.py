@@ -213,13 +213,17 @@ class Learner:
             yield
 
     def stats(self) -> dict[str, float]:
-        """Learning rates, TCM weight and the losses' stats, read back from the device."""
+        """Learning rates, TCM weight, and means over ranks of the losses' stats, read from the device. A collective."""
         rates = optim.rates(self.optimizer)
         stats = {"train/lr": rates.pop("backbone"), "train/tcm_weight": self.weight}
         stats["train/ranks"] = float(gather.world(self.group))
         stats |= {f"train/lr_{part}": rate for part, rate in rates.items()}
         own = getattr(self.loss, "stats", {}) | (self.tcm.stats if self.weight > 0 else {})
-        return stats | {f"train/{name}": float(value) for name, value in own.items()}
+        if not own:
+            return stats
+        mine = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in own.values()])
+        means = gather.sum_over_ranks(mine, self.group) / gather.world(self.group)
+        return stats | {f"train/{name}": value for name, value in zip(own, means.tolist(), strict=True)}
 
 
 def tcm_weight(progress: float, config: TCMConfig) -> float:

@@ -42,7 +42,8 @@ class StepReport:
         metrics: means over these steps and over ranks: train/loss, train/loss_base (without TCM), train/gradient_norm
             (of the encoder, before clipping); train/images_per_second (all ranks) and train/data_wait (share of the
             time that this rank waited for images); as they are now: train/lr (the backbone's), train/lr_projection,
-            train/lr_loss (where the loss has parameters), train/tcm_weight, train/ranks, and the losses' stats.
+            train/lr_loss (where the loss has parameters), train/tcm_weight, train/ranks, and the losses' stats (means
+            over ranks).
         total: steps of the whole training.
     """
 

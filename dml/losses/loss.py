@@ -24,7 +24,8 @@ class Loss(nn.Module):
         takes_memory: whether it is called with `pairs.extended`. It then uses row-wise quantities only of similarity,
             positives and negatives, for columns are not rows.
         needs_positives: whether a batch of one sample a class teaches it nothing.
-        stats: after a call, detached scalars worth logging, by name.
+        stats: after a call, detached scalars worth logging, by name, the same names on every rank. Their mean over
+            ranks is the figure of the global batch, so a count of this rank's is times the number of ranks.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -67,7 +68,7 @@ class TupleLoss(Loss):
         """This step's tuples of this rank's rows, rho applied."""
         assert self.miner is not None  # a loss over all pairs does not ask
         found = rho(pairs, self.miner(pairs), self.rho)
-        self.stats["tuples"] = torch.tensor(float(len(found.anchor)))
+        self.stats["tuples"] = torch.tensor(float(len(found.anchor) * pairs.world))
         return found
 
 

@@ -28,8 +28,9 @@ class TCM(Loss):
         weight_neg: factor on the negative term, >= 0.
 
     Attributes:
-        stats: after a call, detached scalars of this rank's rows: tcm/positive and tcm/negative (the two terms, before
-            their factors), tcm/hard_positives and tcm/hard_negatives (share of the pairs that are hard, in [0, 1]).
+        stats: after a call, detached scalars, whose mean over ranks is: tcm/positive and tcm/negative (the two terms,
+            before their factors), tcm/hard_positives and tcm/hard_negatives (share of the pairs that are hard, in
+            [0, 1]).
     """
 
     def __init__(
@@ -72,10 +73,10 @@ class TCM(Loss):
         kind = mask.view(torch.int8).to(s.dtype)
         hard = compare(s, margin, out=torch.empty_like(s)).mul_(kind)
         count = hard.sum()
-        weight = pairs.weight(count)
+        weight, share = pairs.weight(torch.stack([count, kind.sum()]))
         mean = torch.dot(hard.view(-1), s.view(-1)).sub_(count, alpha=margin).mul_(weight)
         self.stats[f"tcm/{name}"] = mean.abs()
-        self.stats[f"tcm/hard_{name}s"] = count / kind.sum().clamp_(min=1)
+        self.stats[f"tcm/hard_{name}s"] = count * share
         return hard, weight * factor, mean * factor
 
 

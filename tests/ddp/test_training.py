@@ -1,5 +1,6 @@
 """W ranks train on what one would: same batches, same augmentation, same gradients, same evaluation."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -56,6 +57,29 @@ def refused(rank: int, world: int) -> str:
 def test_more_ranks_than_images_in_a_batch_are_refused() -> None:
     message = "3 workers cannot share a batch of 2 images (batch.classes 2 x batch.samples 1)"
     assert all(said.startswith(message) for said in ranks.run(3, refused))
+
+
+def logged(rank: int, world: int) -> dict[str, float]:
+    """What is logged of the tuples and TCM of a random batch, whose ranks differ in pairs."""
+    config = CONFIG.replace(
+        **{
+            "loss.name": "margin",
+            "loss.miner": "random",
+            "tcm.ramp": 0.0,
+            "batch.sampler": "random",
+            "batch.samples": 3,
+        }
+    )
+    (report,) = itertools.islice(loop.train(config, datasets.load(config.data), device=torch.device("cpu")), 1)
+    return {name: value for name, value in report.metrics.items() if name.startswith(("train/tcm/", "train/tuples"))}
+
+
+def test_every_rank_logs_of_tuples_and_tcm_what_one_process_does() -> None:
+    expected = logged(0, 1)
+    assert len(expected) == 5
+    assert all(value > 0 for value in expected.values())
+    for world in (2, 4):
+        assert ranks.run(world, logged) == [pytest.approx(expected, rel=1e-4)] * world
 
 
 def weights_in_double(run: str) -> dict[str, Tensor]:
