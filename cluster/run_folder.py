@@ -14,9 +14,9 @@ import posixpath
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import ray.train
 from pydantic import ValidationError
@@ -103,17 +103,17 @@ class RunFolder:
         return self._exists(self._record)
 
     def refuse_taken(self) -> None:
-        """Raises ValueError where there is a run of this name."""
-        if self.begun:
-            raise ValueError(
-                f"name: {self.storage} has a {self.kind} {self.name}; --resume {self.name} goes on with it"
-            )
+        """Raises ValueError where there is a training or a search of this name."""
+        for kind in get_args(Kind):
+            if replace(self, kind=kind).begun:
+                hint = f"--resume {self.name} goes on with it" if kind == self.kind else "give another --name"
+                raise ValueError(f"name: {self.storage} has a {kind} {self.name}; {hint}")
 
     def begin(self, record: Record) -> None:
         """Writes the record of a new run.
 
         Raises:
-            ValueError: there is a run of this name.
+            ValueError: there is a training or a search of this name.
         """
         self.refuse_taken()
         content = {
@@ -196,12 +196,14 @@ class RunFolder:
         self._drop([other for other in self._checkpoints() if other not in (name, *self._best_first()[:1])])
 
     def end(self, report: Mapping[str, Any]) -> None:
-        """Notes how it ended, and leaves the best checkpoint alone: nothing goes on from here.
+        """Notes how it ended, and leaves of a training the best checkpoint alone: nothing goes on from here.
 
         Args:
             report: anything that JSON holds.
         """
         self._write(_ENDED, dict(report))
+        if self.kind == "search":
+            return  # its own checkpoints lie in the folders of its trials
         best = posixpath.basename(self.best())
         self._drop([name for name in self._checkpoints() if name != best])
 

@@ -176,5 +176,16 @@ def test_searches_and_trainings_are_told_apart(folder: RunFolder) -> None:
         RunFolder(folder.storage, "autumn", "search").record()
 
 
+def test_a_search_and_a_training_do_not_share_a_folder(folder: RunFolder) -> None:
+    folder.begin(Record(CONFIG, "autumn/1"))
+    for step, rank in ((10, 1.0), (20, 0.5)):
+        write(folder, step, rank)
+    search = RunFolder(folder.storage, "autumn", "search")
+    with pytest.raises(ValueError, match="has a run autumn; give another --name"):
+        search.begin(Record(CONFIG, "autumn/2"))
+    search.end({"trials": 8})
+    assert steps(folder) == [10, 20], "checkpoints are the training's"
+
+
 def steps(folder: RunFolder) -> list[int]:
     return sorted(int(path.name.split("-")[1]) for path in (Path(folder.storage) / folder.name).glob("step-*"))
