@@ -23,7 +23,7 @@ from cluster import command_line, session
 from cluster.tracking import Store
 from cluster.worker import Job, tracked, work
 from dml.config import Config
-from tune import tested
+from tune import report, tested
 
 SHOWN = (
     ("Recall@1", "recall@1", 4),
@@ -122,7 +122,7 @@ def _print(pairs: list[tuple[dict[str, float], dict[str, float]]], classes: int)
     recall = [100 * (after["test/recall@1"] - before["test/recall@1"]) for before, after in pairs]
     before, after = (mean(row["test/opis"] for row in rows) for _, rows in sides)
     rich.console.Console(width=110).print(table)
-    print(f"TCM changes mean OPIS by {100 * (after / before - 1):+.1f} % and Recall@1 by {_spread(recall, 2)} points")
+    print(f"TCM changes mean OPIS by {report.relative(before, after)} and Recall@1 by {_spread(recall, 2)} points")
 
 
 def _spread(values: list[float], digits: int) -> str:

@@ -165,6 +165,7 @@ def summary(baseline: Tested | None, winner: Tested) -> Mapping[str, float]:
     rows = {f"test/winner/{name.removeprefix('test/')}": value for name, value in winner.metrics.items()}
     if baseline is not None:
         rows |= {f"test/baseline/{name.removeprefix('test/')}": value for name, value in baseline.metrics.items()}
-        rows["test/opis_change"] = winner.metrics["test/opis"] / baseline.metrics["test/opis"] - 1
+        if baseline.metrics["test/opis"]:  # 0 where every class keeps to every threshold
+            rows["test/opis_change"] = winner.metrics["test/opis"] / baseline.metrics["test/opis"] - 1
         rows["test/recall_difference"] = winner.metrics["test/recall@1"] - baseline.metrics["test/recall@1"]
     return rows
