@@ -99,14 +99,18 @@ class Space:
         """Optuna's define-by-run form of the space.
 
         Returns:
-            What follows from what was sampled: the trial's number, margin_neg, and weight 0 where TCM is off.
+            What follows from what was sampled, or takes its place: the trial's number, margin_neg, weight 0 where TCM
+            is off, and of a flat space the baseline's settings that lie outside.
         """
         off = trial.suggest_categorical("tcm", ["off", "on"]) == "off"
+        derived: Point = {"number": trial.number}
         for name, values in self.others.items():
             # Where the recipe lies outside the range, the baseline keeps to the recipe.
-            if trial.number > 0 or values.holds(self.config.flat.get(name)):
+            outside = trial.number == 0 and not values.holds(self.config.flat.get(name))
+            if self.flat or not outside:
                 values.suggest(trial, name)
-        derived: Point = {"number": trial.number}
+            if self.flat and outside:
+                derived[name] = self.config.flat.get(name)
         if self.flat or not off:
             for name, values in self.tcm.items():
                 values.suggest(trial, name)
@@ -118,7 +122,8 @@ class Space:
     def first_points(self) -> list[Point]:
         """The points that are tried first: the baseline, and the paper's margins where they lie in the space."""
         own = self._recipe()
-        points: list[Point] = [{"tcm": "off", **(self._tcm_point(PAPER) if self.flat else {}), **own}]
+        baseline = {**self._tcm_point(PAPER), **self._nearest()} if self.flat else {}
+        points: list[Point] = [{"tcm": "off", **baseline, **own}]
         paper = self._tcm_point(PAPER)
         if paper["tcm.margin_pos"] == PAPER["tcm.margin_pos"] and self._margin_neg(paper) == PAPER["tcm.margin_neg"]:
             points.append({"tcm": "on", **paper, **own})
@@ -174,6 +179,12 @@ class Space:
         own = {name: self.config.flat.get(name) for name in self.others}
         return {name: value for name, value in own.items() if self.others[name].holds(value)}
 
+    def _nearest(self) -> Point:
+        """What stands for the recipe's values of the other settings where they lie outside the space."""
+        own = self.config.flat
+        numbers = {name: value for name, value in own.items() if isinstance(value, int | float)}
+        return {name: values.nearest(numbers.get(name, 0.0)) for name, values in self.others.items()}
+
     def _tcm_point(self, margins: Mapping[str, float]) -> Point:
         """TCM's parameters at these margins, each at the nearest value that its range has."""
         wanted = {**_FIRST, **margins}
@@ -190,9 +201,18 @@ class Space:
 
 
 def settings(params: Mapping[str, Value]) -> Point:
-    """The settings among the parameters of a trial, by dotted name; of TCM only weight 0 where it is off."""
+    """The settings among the parameters of a trial, by dotted name; of TCM only weight 0 where it is off.
+
+    An option of the loss that is None, which none can be, is left to the loss.
+    """
     off = params.get("tcm") == "off"
-    found = {name: value for name, value in params.items() if "." in name and not (off and name.startswith("tcm."))}
+    found = {
+        name: value
+        for name, value in params.items()
+        if "." in name
+        and not (off and name.startswith("tcm."))
+        and not (value is None and name.startswith("loss.options."))
+    }
     return {**found, "tcm.weight": 0.0} if off else found
 
 

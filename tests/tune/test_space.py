@@ -56,6 +56,27 @@ def test_the_baseline_keeps_to_the_recipe_where_it_lies_outside_the_space() -> N
     assert all(params["encoder.dim"] in (128, 512) for params in others)
 
 
+@pytest.mark.parametrize("name", sampler.FLAT)
+def test_a_sampler_that_knows_no_conditions_models_what_the_recipe_lies_outside_of(name: sampler.SamplerName) -> None:
+    """Those model only what every trial has, the baseline included; it keeps to the recipe all the same."""
+    words = ["encoder.dim=[128,512]", "optim.lr=log(1e-5,1e-4)", "loss.temperature=uniform(0.01,0.1)"]
+    assert not NT_XENT.loss.options, "the temperature is left to the loss"
+    space = Space.of(words, NT_XENT, flat=True)
+    study = optuna.create_study(sampler=sampler.build(name, seed=0, trials=4, search_off=True))
+    study.enqueue_trial(space.first_points()[0])
+    asked = []
+    for _ in range(3):
+        trial = study.ask()
+        derived = space.suggest(trial)
+        asked.append(settings({**trial.params, **derived}))
+        study.tell(trial, 1.0)
+    assert NT_XENT.replace(**asked[0]) == NT_XENT.replace(**{"tcm.weight": 0.0})
+    assert {*space.others} <= asked[1].keys()
+    modelled = optuna.search_space.intersection_search_space(study.get_trials())
+    assert {*space.others, *space.tcm} <= modelled.keys()
+    assert study.trials[0].params["optim.lr"] == 1e-4, "the nearest to the recipe's 0.001"
+
+
 def test_the_samplers_are_seeded() -> None:
     space = Space.of(["optim.lr=log(1e-4,1e-2)"], RECIPE)
     for name in ("tpe", "random"):
