@@ -7,6 +7,7 @@ loads, and MLflow's own PyTorch flavour (a torch.export program), which anybody 
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -51,6 +52,19 @@ class ModelVersion:
     def label(self) -> str:
         """What answers carry: onethreshold@3."""
         return f"{self.name}@{self.version}"
+
+
+def check_name(name: str) -> None:
+    """Refuses what no registered model can be called.
+
+    Raises:
+        ValueError: the name, and what would be valid.
+    """
+    if not re.fullmatch(r"[^/:.\s][^/:]*", name):
+        raise ValueError(
+            f"model-name: {name!r} is no name of a registered model; valid: any without '/' and ':' that does not "
+            "begin with '.' or a space"
+        )
 
 
 def register(

@@ -99,6 +99,7 @@ def check_options(options: Options) -> None:
     ):
         if value is not None and value < least:
             raise ValueError(f"{name}: {value:g} is too few; at least {least}")
+    registry.check_name(options.model_name)
     if not 0 <= options.retrain < 1:
         raise ValueError(f"retrain: {options.retrain:g} is no share of the val classes; valid: 0 to below 1")
 

@@ -230,6 +230,7 @@ def _check(options: Options) -> None:
         raise ValueError(f"--rollback takes no model; {options.model} becomes champion with --promote always")
     if not options.rollback and not options.model:
         raise ValueError(f"name the model: {candidate.FORMS}; or --rollback")
+    registry.check_name(options.model_name)
     if not 0 <= options.tolerance <= 1:
         raise ValueError(f"tolerance: {options.tolerance:g} is no difference in Recall@1; valid: 0 to 1")
     if not 0 <= options.retrain < 1:

@@ -57,6 +57,17 @@ def test_there_is_no_champion_before_one_is_promoted(folder: Path, run_id: str) 
     assert registry.find("models:/unpromoted/2") is None
 
 
+@pytest.mark.parametrize("name", ["a/b", "a:b", "..", ".", "", " "])
+def test_a_name_that_mlflow_would_refuse_is_refused_at_once(name: str, mlflow_store: str) -> None:
+    from mlflow import MlflowClient, MlflowException
+
+    with pytest.raises(MlflowException):
+        MlflowClient().create_registered_model(name)
+    with pytest.raises(ValueError, match="is no name of a registered model; valid: any without '/' and ':'"):
+        registry.check_name(name)
+    registry.check_name("shop.faces_2 old-style")
+
+
 def test_the_alias_moves_from_version_to_version(folder: Path, run_id: str) -> None:
     first, second = register(folder, run_id, "moving"), register(folder, run_id, "moving")
     assert (first.version, second.version) == (1, 2)
