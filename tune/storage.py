@@ -2,6 +2,7 @@
 
 import os
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from cluster import session
 from cluster.tracking import runs_dir
@@ -64,7 +65,7 @@ def shown(text: str) -> str:
 
 def hides_password(text: str) -> bool:
     """Whether a URL is one of `shown` that had a password, so that nothing can be reached by it."""
-    return "***" in text
+    return "***" in unquote(text)  # among a query's parameters it is quoted
 
 
 def trials(text: str, study: str) -> int:
