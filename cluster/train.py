@@ -68,6 +68,8 @@ def fit(
         TrainingError: it cannot go on; the message carries a rank and its error.
     """
     assert job.run is not None
+    if why := folder.mend():
+        command_line.warn(f"Ray Train's list of checkpoints is set aside: {why}")
     listener = job.run.run_id if followed else ""
     trainer = TorchTrainer(
         cast(Any, _worker),  # typed as one that returns nothing
@@ -254,9 +256,6 @@ def _go_on(options: Options, storage: str) -> tuple[RunFolder, Job]:
     folder = RunFolder(storage, options.resume)
     record = folder.record()
     job = _job(options, storage, options.resume, record.key)
-    why = folder.mend()
-    if why:
-        command_line.warn(f"Ray Train's list of checkpoints is set aside: {why}")
     found = folder.newest()
     for problem in found.unusable:
         command_line.warn(f"{problem}; the checkpoint before it is used")
