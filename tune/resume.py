@@ -1,11 +1,12 @@
 """What a search keeps of its options, and how `--resume NAME` takes them up."""
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from cluster import command_line, session
-from cluster.run_folder import RunFolder
+from cluster.run_folder import Record, RunFolder
 from tune import storage
 from tune.objective import Objective
 
@@ -40,31 +41,36 @@ def words_of(words: Sequence[str]) -> list[str]:
     return [*meant, "--resume", name]
 
 
-def is_done(options: "Options", kept: str) -> bool:
+def is_done(options: "Options", kept: str, trials: int) -> bool:
     """Whether a search that is resumed has ended with as many trials as it is to have.
 
     Args:
         options: of the search.
         kept: `cluster.session.kept_storage`.
+        trials: to run; of a grid not more than it has points.
     """
     ended = RunFolder(kept, options.resume, "search").ended() if options.resume else None
-    return ended is not None and bool(ended["trials"] >= options.trials)
+    return ended is not None and bool(ended["trials"] >= trials)
 
 
-def place(options: "Options", kept: str, url: str) -> RunFolder:
+def place(options: "Options", kept: str, url: str, trials: int) -> RunFolder:
     """The folder of a new search, or of one that goes on.
 
     Args:
         options: of the search.
         kept: `cluster.session.kept_storage`.
         url: of `tune.storage.url`.
+        trials: to run; of a grid not more than it has points.
 
     Raises:
-        ValueError: the name is taken, or no folder's name; or the study of the search is in another database.
+        ValueError: the name is taken, in the folder or in the database, or no folder's name; the database cannot be
+            opened; the study of the search is in another; or the search has ended.
     """
     if not options.resume:
         folder = RunFolder(kept, command_line.run_name(options.name, options.config.data.dataset), "search")
         folder.refuse_taken()
+        if storage.trials(url, folder.name):
+            raise ValueError(f"name: {storage.shown(url)} has a study {folder.name} already; give another --name")
         return folder
     folder = RunFolder(kept, options.resume, "search")
     before = folder.record().resources["optuna_storage"]
@@ -73,13 +79,30 @@ def place(options: "Options", kept: str, url: str) -> RunFolder:
             f"resume: the study of {folder.name} is in {before}, not in {storage.shown(url)}; give --optuna-storage, "
             f"or {storage.VARIABLE} in the environment"
         )
-    if is_done(options, kept):
+    if is_done(options, kept, trials):
         ended = (folder.ended() or {})["trials"]
-        raise ValueError(f"resume: {folder.name} has ended, with {ended} trials; --trials can make it more")
+        more = "its grid has no more" if trials < options.trials else "--trials can make it more"
+        raise ValueError(f"resume: {folder.name} has ended, with {ended} trials; {more}")
     return folder
 
 
-def recorded(options: "Options", url: str) -> dict[str, Any]:
+def begun(folder: RunFolder, options: "Options", url: str) -> Record:
+    """How a search was begun, which is written down if it begins now.
+
+    Args:
+        folder: of `place`.
+        options: of the search.
+        url: of `tune.storage.url`.
+    """
+    if options.resume:
+        return folder.record()
+    # Not its name alone, which a search on another storage may have too.
+    record = Record(options.config, f"{folder.name}/{uuid.uuid4().hex}", resources=_recorded(options, url))
+    folder.begin(record)
+    return record
+
+
+def _recorded(options: "Options", url: str) -> dict[str, Any]:
     """The options as --resume takes them up; a password is not kept."""
     kept = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in _OF_A_PROCESS}
     return {**kept, "objective": options.objective.model_dump(), "optuna_storage": storage.shown(url)}

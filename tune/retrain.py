@@ -127,7 +127,7 @@ def run(
         f"retrained {side}",
         place.store,
         parent=place.parent,
-        key=folder,
+        key=f"{place.parent}/{folder}",
         tags={"kind": "retrained"},
         init=init,
         init_from=init_from,

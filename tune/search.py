@@ -16,7 +16,6 @@ import ray.tune
 
 from cluster import command_line, registry, session
 from cluster.delivery import without_password
-from cluster.run_folder import Record
 from cluster.tracking import Store, TrackingError, one_line
 from cluster.writer import Writer
 from dml import plots
@@ -57,10 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         space = Space.of(options.space, config, flat=options.sampler in sampler.FLAT)
         kept = session.kept_storage(options.storage)
         url = storage.url(options.optuna_storage, kept)
-        if options.go_on and resume.is_done(options, kept):
-            print(f"search {options.resume} has ended, with its {options.trials} trials: nothing is left to do")
+        trials = _trials(options, space)
+        if options.go_on and resume.is_done(options, kept, trials):
+            print(f"search {options.resume} has ended, with its {trials} trials: nothing is left to do")
             return 0
-        folder = resume.place(options, kept, url)
+        folder = resume.place(options, kept, url, trials)
         name = folder.name
     splits = command_line.preflight(config, options.workers_per_trial)
     if options.retrain:
@@ -69,18 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     session.connect()
     with command_line.one_line_errors(), session.stopped_as_by_ctrl_c():
         taken = _claim(options)
-        if not resumed:
-            folder.begin(Record(options.config, name, resources=resume.recorded(options, url)))
+        key = resume.begun(folder, options, url).key
         store = Store.open(kept if options.storage else "")
         tags = {"kind": "search", "command": f"python -m tune.search {shown_command(words, options)}"}
-        parent = store.start(name, params=run_params(options, config, space, url), tags=tags, key=name)
+        parent = store.start(name, params=run_params(options, config, space, url), tags=tags, key=key)
         command_line.print_config(config)
-        print(f"search {name}: {options.trials} trials{_budget(words)}\n{space}\n")
-        study = Study(name, config, taken, kept, store, parent.run_id)
+        print(f"search {name}: {trials} trials{_budget(words)}\n{space}\n")
+        study = Study(name, key, config, taken, kept, store, parent.run_id)
         with parent.closing() as record:
             outcomes = _search(options, study, space, url)
             hopeless = _hopeless(outcomes, options.give_up_after)
-            ended = hopeless or len(outcomes) >= _trials(options, space)  # else Ctrl-C came between two trials
+            ended = hopeless or len(outcomes) >= trials  # else Ctrl-C came between two trials
             if not ended or any(outcome.state == "unfinished" for outcome in outcomes):
                 _stop(outcomes, options, study)
             findings = _findings(options, outcomes, study, space, url, toy=splits.toy)
@@ -118,8 +117,6 @@ def _search(options: Options, study: Study, space: Space, url: str) -> list[Outc
     if options.sampler == "grid":
         points += space.grid(options.grid_points, seed=options.seed)
     before = storage.trials(url, study.name)
-    if before and not options.resume:
-        raise ValueError(f"name: {storage.shown(url)} has a study {study.name} already; give another --name")
     searcher = StudySearch(
         space,
         options.objective,
@@ -191,7 +188,7 @@ def _tell(study: Study, outcomes: Sequence[Outcome]) -> None:
     """Tells the runs of trials how they ended."""
     # A trial that was stopped early had no time to end its run.
     study.store.end_children(study.parent)
-    states = {trial_key(study.name, o.number, o.settings.get("train.seed")): {"state": o.state} for o in outcomes}
+    states = {trial_key(study.key, o.number, o.settings.get("train.seed")): {"state": o.state} for o in outcomes}
     study.store.tag_children(study.parent, states)
 
 

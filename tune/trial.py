@@ -31,6 +31,7 @@ class Study:
 
     Attributes:
         name: of the search.
+        key: names its MLflow run.
         config: the settings that trials vary.
         resources: what each trial trains with.
         storage: where all that is kept goes, each search in a folder of its name.
@@ -39,6 +40,7 @@ class Study:
     """
 
     name: str
+    key: str
     config: Config
     resources: session.Resources
     storage: str
@@ -55,7 +57,7 @@ def trial_key(study: str, number: int, seed: Value) -> str:
     """What names the MLflow run of a trial once and for all.
 
     Args:
-        study: name of the search.
+        study: what names the search's run.
         number: of the trial.
         seed: of a finalist's training; None in the search itself.
     """
@@ -84,7 +86,7 @@ def run(params: Point, study: Study) -> None:
         name=name,
         store=study.store,
         parent=study.parent,
-        key=trial_key(study.name, number, seed),
+        key=trial_key(study.key, number, seed),
         tags=tags,
     )
     folder = RunFolder(study.folder, f"trial-{number}" + ("" if seed is None else f"-seed-{seed}"))
@@ -112,7 +114,6 @@ def _train(job: Job, study: Study, folder: RunFolder) -> dict[str, Any]:
         ray.tune.report({**found.state.info["report"], **resumed})
     if study.resources.workers == 1:
         return {**_in_this_process(job, folder, found.state), **resumed}
-    folder.mend()
     trained = train.fit(job, study.resources, folder, callbacks=[TuneReportCallback()])
     return {**trained.metrics, "checkpoint_path": trained.checkpoint, **resumed}
 

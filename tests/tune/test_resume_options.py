@@ -1,10 +1,11 @@
 """`--resume NAME`: what it takes up, what may be another, and what it refuses in words before Ray is started."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cluster.run_folder import Record, RunFolder
+from cluster.run_folder import RunFolder
 from tune import resume, search, storage
 from tune.options import Options
 
@@ -23,8 +24,7 @@ def begin(name: str, *words: str) -> None:
 
     options = command_line.parse(Options, ["--recipe", "digits", "--train.epochs", "5", *words], budget="short")
     url = storage.url(options.optuna_storage)
-    record = Record(options.config, name, resources=resume.recorded(options, url))
-    RunFolder(str(Path("runs/ray").absolute()), name, "search").begin(record)
+    resume.begun(RunFolder(str(Path("runs/ray").absolute()), name, "search"), options, url)
 
 
 def test_a_search_goes_on_with_the_options_that_it_began_with(begun: Path) -> None:
@@ -45,9 +45,26 @@ def test_a_password_is_not_kept_and_is_asked_for_again(begun: Path, monkeypatch:
     options = resume.options_of(Options, ["--resume", "winter"], "winter")
     place = str(begun / "runs" / "ray")
     with pytest.raises(ValueError, match=r"the study of winter is in postgresql\+psycopg://me:\*\*\*@nowhere/studies"):
-        resume.place(options, place, storage.url(options.optuna_storage))
+        resume.place(options, place, storage.url(options.optuna_storage), 8)
     monkeypatch.setenv(storage.VARIABLE, url)
-    assert resume.place(options, place, storage.url(options.optuna_storage)).name == "winter"
+    assert resume.place(options, place, storage.url(options.optuna_storage), 8).name == "winter"
+
+
+def test_a_password_among_a_urls_parameters_is_asked_for_again(begun: Path) -> None:
+    begin("spring", "--optuna-storage", "postgresql+psycopg://me@nowhere/studies?password=secret")
+    assert "secret" not in (begun / "runs" / "ray" / "spring" / "search.json").read_text()
+    assert resume.options_of(Options, ["--resume", "spring"], "spring").optuna_storage == ""
+
+
+def test_two_searches_of_one_name_have_mlflow_runs_of_their_own(begun: Path) -> None:
+    """As two people's, or one's on two storages, may have."""
+    options = resume.options_of(Options, ["--resume", "autumn"], "autumn")
+    url = storage.url(options.optuna_storage)
+    here, there = (RunFolder(str(begun / place), "autumn", "search") for place in ("runs/ray", "elsewhere"))
+    first, second = resume.begun(here, options, url), resume.begun(there, replace(options, resume=""), url)
+    assert first.key == here.record().key, "one that goes on has the run that it began with"
+    assert len({first.key, second.key}) == 2
+    assert all(key.startswith("autumn/") for key in (first.key, second.key))
 
 
 @pytest.mark.parametrize(
@@ -60,13 +77,17 @@ def test_a_password_is_not_kept_and_is_asked_for_again(begun: Path, monkeypatch:
         (["--resume", "autumn", "--optim.lr", "0.5"], "but optim.lr is 0.5, was 0.001"),
         (["--resume", "autumn", "--objective.mode", "combined"], "but objective is mode='combined'"),
         (["--resume", "ended"], "ended has ended, with 4 trials; --trials can make it more"),
+        (["--resume", "grid"], "grid has ended, with 83 trials; its grid has no more"),
+        (["--resume", "grid", "--trials", "200"], "grid has ended, with 83 trials; its grid has no more"),
     ],
 )
 def test_what_would_be_another_search_is_refused(
     begun: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     begin("ended", "--trials", "4")
-    RunFolder(str(begun / "runs" / "ray"), "ended", "search").end({"trials": 4})
+    begin("grid", "--trials", "100", "--sampler", "grid")
+    for name, trials in (("ended", 4), ("grid", 83)):
+        RunFolder(str(begun / "runs" / "ray"), name, "search").end({"trials": trials})
     with pytest.raises(SystemExit) as stop:
         search.main(words)
     assert stop.value.code == 2

@@ -31,9 +31,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_local: None, mlflo
 
 
 def runs_of(name: str) -> tuple[Run, list[Run]]:
-    """The parent run of a search and its trials by number."""
-    (parent,) = mlflow.search_runs(
-        search_all_experiments=True, filter_string=f"tags.`onethreshold.key` = '{name}'", output_format="list"
+    """The parent run of the newest search of this name and its trials by number."""
+    parent, *_ = mlflow.search_runs(
+        search_all_experiments=True, filter_string=f"attributes.run_name = '{name}'", output_format="list"
     )
     trials = mlflow.search_runs(
         search_all_experiments=True,
@@ -140,13 +140,15 @@ def test_a_trial_without_a_finite_loss_fails_and_the_search_goes_on(
 def test_when_every_trial_fails_the_search_says_why(
     here: Path, capsys: pytest.CaptureFixture[str], trials: str, message: str
 ) -> None:
-    words = [*DIGITS, "--trials", trials, "--name", f"hopeless-{trials}", "--optim.name", "sgd", "--optim.lr", "1e30"]
+    """Both are named alike, and neither takes over the other's MLflow runs."""
+    words = [*DIGITS, "--trials", trials, "--name", "hopeless", "--optim.name", "sgd", "--optim.lr", "1e30"]
     with pytest.raises(SystemExit) as stop:
         search.main([*words, "--optim.clip", "0"])
     assert stop.value.code == 1
     cause = r".*; the first failure: rank 0: NonFiniteLossError: loss is "
     assert re.search(message + cause, capsys.readouterr().err)
-    parent, ran = runs_of(f"hopeless-{trials}")
+    parent, ran = runs_of("hopeless")
+    assert parent.data.params["trials"] == trials
     assert len(ran) <= 4
     assert {run.info.status for run in [parent, *ran]} == {"FAILED"}
     assert {run.data.tags["state"] for run in ran} == {"failed"}
@@ -211,6 +213,9 @@ def test_the_finalists_decide_over_new_seeds(here: Path, capsys: pytest.CaptureF
         (["--name", "taken"], "has a search taken; --resume taken goes on with it"),
         (["--name", "it's"], "is not made of letters, digits"),
         (["--trials", "0"], "trials: 0 is too few; at least 1"),
+        (["--model-name", "a/b"], "model-name: 'a/b' is no name of a registered model"),
+        (["--name", "studied"], "optuna.db has a study studied already; give another --name"),
+        (["--name", "new", "--optuna-storage", "sqlite:////no/such/optuna.db"], "unable to open database file"),
     ],
 )
 def test_a_search_that_cannot_begin_is_refused_before_ray(
@@ -222,10 +227,12 @@ def test_a_search_that_cannot_begin_is_refused_before_ray(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     RunFolder(str(tmp_path / "runs" / "ray"), "taken", "search").begin(Record(recipes.digits(), "taken"))
+    optuna.create_study(study_name="studied", storage=f"sqlite:///{tmp_path / 'runs' / 'optuna.db'}").ask()
     with pytest.raises(SystemExit) as stop:
         search.main([*DIGITS, *words])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "runs" / "ray").iterdir()] == ["taken"], "nothing is begun"
 
 
 def test_an_interrupted_search_says_how_to_go_on_though_mlflow_is_away(
@@ -233,7 +240,7 @@ def test_an_interrupted_search_says_how_to_go_on_though_mlflow_is_away(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     config, store = recipes.digits("short"), Store("http://me:secret@127.0.0.1:9", "0", str(tmp_path))
-    study = Study("cut", config, session.Resources(), str(tmp_path), store, parent="0")
+    study = Study("cut", "cut/1", config, session.Resources(), str(tmp_path), store, parent="0")
     with pytest.raises(SystemExit) as stop:
         search._stop([], Options(config), study)
     assert stop.value.code == 130
