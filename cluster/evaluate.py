@@ -15,7 +15,7 @@ import ray.train.torch
 import torch
 from ray.train.torch import TorchTrainer
 
-from cluster import command_line, measure, registry, report_table, session, subjects, train
+from cluster import command_line, measure, registry, report_table, session, shared_storage, subjects, train
 from cluster.delivery import without_password
 from cluster.tracking import Store, runs_dir, unsent_warning
 from dml import gather, report
@@ -117,12 +117,14 @@ def _over_ranks(source: subjects.Source, options: Options, out: Path, name: str)
     """`measure.write` over the ranks of a Ray Train job, whose first one hands its folder back as a checkpoint."""
     session.connect()
     resources = session.Resources.of(options.workers, options.cpus_per_worker, options.gpus_per_worker)
+    storage = session.storage(options.storage)
+    shared_storage.check(storage)
     trainer = TorchTrainer(
         _rank,
         train_loop_config={"source": source, "parts": options.parts, "store": Store.open().uri},
         scaling_config=resources.scaling(),
         torch_config=resources.backend(),
-        run_config=ray.train.RunConfig(name=name, storage_path=session.storage(options.storage)),
+        run_config=ray.train.RunConfig(name=name, storage_path=storage),
     )
     checkpoint = train.finish(trainer).checkpoint
     assert checkpoint is not None

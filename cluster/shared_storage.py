@@ -2,12 +2,14 @@
 
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cluster import nodes
 
 TIMEOUT = 60.0
 """Seconds that the nodes have to answer."""
+TRACKING = "MLFLOW_TRACKING_URI"
 
 
 def check(storage: str, option: str = "storage") -> None:
@@ -40,6 +42,19 @@ def check(storage: str, option: str = "storage") -> None:
     _refuse(answers, storage, option)
 
 
+def check_runs(uri: str) -> None:
+    """Refuses MLflow's SQLite database where some node of the cluster does not see it.
+
+    Args:
+        uri: MLflow tracking URI; servers are not asked for.
+
+    Raises:
+        ValueError: a node does not see it, or does not answer.
+    """
+    if uri.startswith("sqlite:///"):
+        check(str(Path(uri.removeprefix("sqlite:///")).parent), TRACKING)
+
+
 def check_there(path: str, option: str) -> None:
     """Refuses a file or folder, which is to be read, that some node of the cluster does not see.
 
@@ -67,11 +82,12 @@ def _refuse(answers: Sequence[tuple[str, Any]], path: str, option: str) -> None:
     for _, answer in answers:
         if isinstance(answer, Exception):
             raise answer
-    uri = ", or a URI such as s3://bucket/folder" if option == "storage" else ""
+    give = f"give --{option} a path on a file system that every node mounts"
+    if option == "storage":
+        give += ", or a URI such as s3://bucket/folder"
+    if option == TRACKING:
+        give = "there MLflow keeps its runs without a server; start one (mlflow server) and set it"
     for wrong, what in ((False, "do not see"), (None, "do not answer for")):
         which = sorted(address for address, answer in answers if answer is wrong)
         if which:
-            raise ValueError(
-                f"{option}: nodes {', '.join(which)} {what} {path}; give --{option} a path on a file system that every "
-                f"node mounts{uri}"
-            )
+            raise ValueError(f"{option}: nodes {', '.join(which)} {what} {path}; {give}")

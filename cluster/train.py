@@ -14,7 +14,7 @@ import tyro
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 
-from cluster import command_line, measure, messages, progress, registry, run_folder, session, shared_storage
+from cluster import command_line, measure, messages, progress, registry, run_folder, session, shared_storage, tracking
 from cluster.failures import Retries, TrainingError, as_training_error
 from cluster.progress import Poster
 from cluster.run_folder import Record, RunFolder
@@ -195,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             resize_seconds=options.resize_seconds,
         )
         shared_storage.check(storage)
+        shared_storage.check_runs(tracking.connect())
         folder, job = _begin(options, storage) if not resumed else _go_on(options, storage)
         shown.begin(folder.name, splits, resources.counts)
         try:

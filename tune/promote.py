@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 import ray.train
 import tyro
 
-from cluster import command_line, registry, session
+from cluster import command_line, registry, session, shared_storage
 from cluster.tracking import Store, one_line, unsent_warning
 from dml import checkpoint
 from dml.losses import LOSSES
@@ -246,6 +246,8 @@ def _promote(options: Options, found: Candidate, baseline: str, store: Store) ->
     if options.retrain:
         _check_retrain(model, options.retrain)
     session.connect()
+    if options.retrain:
+        shared_storage.check(options.place)
     resources = session.Resources.of(options.workers, options.cpus_per_worker, options.gpus_per_worker)
     version = found.version
     if version is None or options.retrain:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import ray.tune
 
-from cluster import command_line, registry, session
+from cluster import command_line, registry, session, shared_storage, tracking
 from cluster.delivery import without_password
 from cluster.tracking import Store, TrackingError, one_line
 from cluster.writer import Writer
@@ -69,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     session.connect()
     with command_line.one_line_errors(), session.stopped_as_by_ctrl_c():
         taken = _claim(options)
+        shared_storage.check(kept)
+        shared_storage.check_runs(tracking.connect())
         key = resume.begun(folder, options, url).key
         store = Store.open(kept if options.storage else "")
         tags = {"kind": "search", "command": f"python -m tune.search {shown_command(words, options)}"}

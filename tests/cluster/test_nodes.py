@@ -149,16 +149,25 @@ def blind(nodes: Cluster, folder: Path) -> Iterator[None]:
         node.wait()
 
 
-def test_a_storage_that_a_node_does_not_see_is_refused(nodes: Cluster, tmp_path: Path) -> None:
+def test_what_a_node_does_not_see_is_refused_before_any_training(nodes: Cluster, tmp_path: Path) -> None:
     nodes.add_node(num_cpus=1)
-    storage = tmp_path / "storage"
-    storage.mkdir()
-    with blind(nodes, storage):
-        driver = start(tmp_path, nodes, "--workers", "2", "--storage", str(storage))
-        said, _ = driver.communicate(timeout=200)
-    assert driver.returncode == 1
-    assert re.search(f"storage: nodes .* do not see {storage}; give --storage a path .*, or a URI", said)
-    assert list(storage.iterdir()) == [], "nothing is left there"
+    hidden, seen = tmp_path / "hidden", tmp_path / "seen"
+    storage, home = hidden / "storage", hidden / "home"
+    for folder in (storage, home, seen):
+        folder.mkdir(parents=True)
+    with blind(nodes, hidden):
+        begun = [
+            start(tmp_path, nodes, "--workers", "2", "--storage", str(storage)),
+            drivers.start(tmp_path, "tune.search", "--recipe=digits", f"--storage={storage}", address=nodes.address),
+            start(home, nodes, "--workers", "2", "--storage", str(seen)),
+        ]
+        said = [driver.communicate(timeout=200)[0] for driver in begun]
+    assert [driver.returncode for driver in begun] == [1, 1, 1], said
+    for each in said[:2]:
+        assert re.search(f"storage: nodes .* do not see {storage}; give --storage a path .*, or a URI", each)
+    assert re.search(f"MLFLOW_TRACKING_URI: nodes .* do not see {home}/runs; .* start one \\(mlflow server\\)", said[2])
+    for folder in (storage, seen):
+        assert list(folder.iterdir()) == [], "nothing is left there"
 
 
 def test_embedding_on_a_node_that_is_not_the_drivers(
