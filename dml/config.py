@@ -68,7 +68,8 @@ class BatchConfig(Section):
     sampler: str = "pk"
     """Name in dml.data.sampler.SAMPLERS: which images make a batch. random fills P x K places whatever the classes."""
     small_classes: Literal["repeat", "refuse"] = "repeat"
-    """Classes with fewer than K samples: repeat uses some more than once in a batch, refuse does not train."""
+    """Classes with fewer than K samples: repeat uses some more than once in a batch, though never as a positive of
+    themselves; refuse does not train."""
     candidates: Annotated[int, Field(ge=2)] = 8
     """Samplers that choose by embeddings only: how many batches a step chooses among."""
     embed_every: Count = 1
