@@ -34,6 +34,9 @@ ONGOING = 64
 """Requests in a replica: enough to fill a batch with those of one image. What waits too long there is refused."""
 TARGET = 16
 """Requests a replica that autoscaling aims at: enough to decode beside the forward pass."""
+SWITCH = 0.0005
+"""Seconds after which a thread of a replica lets another that waits run Python; the interpreter's 5 ms would hold the
+model's thread up between two layers, whenever a request comes or goes."""
 QUEUED = 64
 """Requests that wait at the proxy for a replica to take them; 503 beyond."""
 
@@ -132,6 +135,7 @@ def deployment(options: Options) -> ray.serve.Application:
     has_galleries = bool(beside)
 
     def app() -> FastAPI:
+        sys.setswitchinterval(SWITCH)
         source = model.source(wanted, poll, model.Execution(session.use_device(), batch, compiled))
         # Before it is given requests: a replica beside others must not answer that there is no model yet.
         source.look()
