@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -199,8 +200,10 @@ def _results(
     gpus = options.gpus_per_worker if options.gpus_per_worker is not None else min(1.0, total.get("GPU", 0.0))
     each, there = (gpus, total.get("GPU", 0.0)) if gpus else (options.cpus_per_worker, total.get("CPU", 1.0))
     workers = min(len(todo), options.workers or max(1, int(there / each)))
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # its file keeps what it says of each execution
+            handler.setLevel(logging.ERROR)
     shards = [{"shard": Shard(number, *subject.part(number * options.shard, options.shard))} for number in todo]
     found = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
         Embedder,
