@@ -114,7 +114,7 @@ def test_what_does_not_go_together_is_said_at_once(here: Path, model: Path, caps
     assert "needs --root" in refused(capsys, "--model", model, "--data", "image_folder")
     assert "is not in the MLflow registry" in refused(capsys, "--model", "models:/nobody@champion")
     assert "there is no such file" in refused(capsys, "--embeddings", "absent.npz")
-    assert "No such file or directory: " in refused(capsys, "--model", model, "--pairs", "absent.csv")
+    assert "absent.csv: No such file or directory" in refused(capsys, "--model", model, "--pairs", "absent.csv")
     Path("full").mkdir()
     Path("full/note.txt").write_text("mine")
     with pytest.raises(SystemExit):
