@@ -1,6 +1,7 @@
 """Where Optuna keeps a study: SQLite under runs/, or any database that SQLAlchemy reaches."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -38,6 +39,7 @@ def url(given: str, kept: str = "") -> str:
                 f"optuna-storage: in a job runs/ is thrown away, and a database does not fit into {kept}; give "
                 f"--optuna-storage URL, or {VARIABLE} in the job's environment"
             )
+        Path(kept).mkdir(parents=True, exist_ok=True)
         return f"sqlite:///{kept}/optuna.db"
     if not text:
         runs_dir().mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import mlflow
 import numpy as np
 import optuna
 import pytest
+import ray
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
@@ -113,7 +114,8 @@ def test_trials_over_two_workers(here: Path, capsys: pytest.CaptureFixture[str])
     parent, trials = runs_of("two-workers")
     assert [run.info.status for run in [parent, *trials]] == ["FINISHED"] * 3
     for run in trials:
-        assert messages.take(run.info.run_id) == [], "nobody would take them"
+        left = ray.get(ray.remote(messages.take).remote(run.info.run_id))
+        assert left == [], "nobody would take them"
 
 
 def test_a_trial_without_a_finite_loss_fails_and_the_search_goes_on(

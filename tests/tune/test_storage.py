@@ -61,6 +61,16 @@ def test_the_search_refuses_it_before_ray(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err.startswith("error: --optuna-storage is no URL of a database")
 
 
+def test_in_a_job_it_lies_with_what_is_kept_which_may_be_the_first_thing_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.delenv(storage.VARIABLE, raising=False)
+    url = storage.url("", str(tmp_path / "new" / "storage"))
+    assert storage.trials(url, "a search") == 0
+    assert (tmp_path / "new" / "storage" / "optuna.db").is_file()
+
+
 @pytest.fixture
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server of Debian's package on loopback, with a password."""
