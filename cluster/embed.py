@@ -202,7 +202,7 @@ def _results(
     workers = min(len(todo), options.workers or max(1, int(there / each)))
     ray.data.DataContext.get_current().enable_progress_bars = False
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # its file keeps what it says of each execution
+        if getattr(handler, "stream", None) is sys.stderr:  # its file keeps what it says of each execution
             handler.setLevel(logging.ERROR)
     shards = [{"shard": Shard(number, *subject.part(number * options.shard, options.shard))} for number in todo]
     found = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
